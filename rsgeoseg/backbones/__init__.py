@@ -1,0 +1,1 @@
+"""Shared image encoders and SAM parts."""

@@ -1,0 +1,84 @@
+"""``rsgeoseg preview``: a result drawn over its scene."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rsgeoseg.cli import common
+from rsgeoseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+
+Result = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RESULT", help="What `rsgeoseg run` wrote: GPKG, GeoJSON, FlatGeobuf, GeoParquet or Shapefile."
+    ),
+]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", metavar="OUT", help="A .png, or an .html that opens without a network.")
+]
+MaxSide = Annotated[int, typer.Option(metavar="PX", min=64, max=8192, help="Longer side of the picture.")]
+Bands = Annotated[str | None, typer.Option("-b", "--bands", metavar="1,2,3", help="Bands to show as red, green, blue.")]
+Threshold = Annotated[float, typer.Option(metavar="S", min=0.0, max=1.0, help="Leave out objects scored below.")]
+
+
+def preview(
+    scene: Annotated[str, typer.Argument(metavar="SCENE", help="The raster.")],
+    result: Result,
+    output: Output,
+    max_side: MaxSide = 1600,
+    bands: Bands = None,
+    stretch: Annotated[str, typer.Option(metavar="auto|none|...", help="As in `run`.")] = "auto",
+    score_threshold: Threshold = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing picture.")] = False,
+    verbose: common.Verbose = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Draw objects over a small picture of their scene, coloured by class."""
+    common.set_up(verbose=verbose, quiet=quiet)
+    from rsgeoseg.engine.options import parse_numbers
+    from rsgeoseg.geo.preview import check_preview_path, make_preview, write_preview
+    from rsgeoseg.geo.scene import Scene
+
+    check_preview_path(output, overwrite=overwrite)
+    frame = read_result(result)
+    if "score" in frame:
+        frame = frame[frame["score"] >= score_threshold]
+    numbers = None if bands is None else [int(band) for band in parse_numbers("bands", bands, whole=True)]
+    with Scene.open(scene, bands=numbers, stretch=stretch) as source:
+        picture = make_preview(source, frame, max_side=max_side)
+    write_preview(picture, output, overwrite=overwrite)
+    if not quiet:
+        print(f"{output}: {len(picture.shapes)} of {len(frame)} objects drawn")
+
+
+def read_result(path: Path) -> GeoDataFrame:
+    """Read the objects that a run wrote.
+
+    Raises:
+        UsageError: no such file, or not a vector file.
+    """
+    import geopandas
+    import pyogrio
+    from pyogrio.errors import DataLayerError, DataSourceError
+
+    if not path.exists():
+        msg = f"{path} does not exist: give the file that `rsgeoseg run` wrote"
+        raise UsageError(msg)
+    try:
+        if path.suffix.lower() in (".parquet", ".geoparquet"):
+            return geopandas.read_parquet(path)
+        frame = pyogrio.read_dataframe(path)
+    except (DataSourceError, DataLayerError, ValueError, OSError) as error:
+        msg = f"{path} cannot be read as objects: {error}; give a GPKG, GeoJSON, FlatGeobuf, GeoParquet or Shapefile"
+        raise UsageError(msg) from error
+    if not hasattr(frame, "geometry"):
+        msg = f"{path} has no geometries: give a GPKG, GeoJSON, FlatGeobuf, GeoParquet or Shapefile"
+        raise UsageError(msg)
+    return frame

@@ -1,0 +1,1 @@
+"""Moves chips one way and instances back; knows only the contract of a model."""

@@ -1,0 +1,1 @@
+"""Rasters and vectors; knows no torch and no model."""

@@ -1,0 +1,364 @@
+"""Pixels of a raster file as they are: any box, any thread, full size, resampled or decimated, with their validity."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from affine import Affine
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window as RasterWindow
+
+from rsgeoseg.errors import SceneError, UsageError
+from rsgeoseg.geo import opening
+from rsgeoseg.geo.georef import read_grid
+from rsgeoseg.geo.vrt import vrt_sources
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from rasterio.io import DatasetReader
+
+    from rsgeoseg.geo.grid import GeoGrid
+    from rsgeoseg.geo.windows import Box
+
+logger = logging.getLogger(__name__)
+
+_WARP_CRS = "EPSG:3857"
+"""Stands for "pixels" on both sides of a resampling: any projected CRS does, nothing is reprojected."""
+_LATTICE = 16
+_LATTICE_SIDE = 128
+_WHOLE_SAMPLE_PIXELS = 8192 * 8192
+"""Without overviews a decimated read decodes everything; larger scenes are sampled at 16 x 16 places instead."""
+
+Pixels = tuple["NDArray[Any]", "NDArray[np.bool_] | None"]
+"""(bands, h, w) in the file's dtype; (h, w) validity, None where all are valid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RasterInfo:
+    """What a raster's header says, checked."""
+
+    path: Path
+    driver: str
+    grid: GeoGrid
+    count: int
+    """Number of bands, alpha included."""
+    dtypes: tuple[str, ...]
+    nodata: tuple[float | None, ...]
+    flags: tuple[frozenset[MaskFlags], ...]
+    colors: tuple[ColorInterp, ...]
+    block: tuple[int, int]
+    """(rows, columns) of a block."""
+    has_overviews: bool
+    sources: tuple[Path, ...]
+    """Files that a VRT reads."""
+
+    @property
+    def alpha(self) -> int | None:
+        """Number of the alpha band, from 1."""
+        return self.colors.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in self.colors else None
+
+
+def inspect_raster(source: str | os.PathLike[str]) -> RasterInfo:
+    """Check a path, open it with its one driver, check the header; read no pixel.
+
+    Raises:
+        SceneError: anything that makes it unusable.
+    """
+    path = opening.plain_path(source)
+    driver = opening.driver_for(path)
+    try:
+        sources = vrt_sources(path) if driver == "VRT" else []
+        opening.check_sidecars(path)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}; check its permissions"
+        raise SceneError(msg) from error
+    with opening.open_dataset(path, driver) as dataset:
+        opening.check_caps(dataset, path, driver)
+        rows, cols = dataset.block_shapes[0]
+        return RasterInfo(
+            path=path,
+            driver=driver,
+            grid=read_grid(dataset, path),
+            count=dataset.count,
+            dtypes=tuple(dataset.dtypes),
+            nodata=tuple(dataset.nodatavals),
+            flags=tuple(frozenset(flags) for flags in dataset.mask_flag_enums),
+            colors=tuple(dataset.colorinterp),
+            block=(rows, cols),
+            has_overviews=bool(dataset.overviews(1)),
+            sources=tuple(sources),
+        )
+
+
+class HandlePool:
+    """Open handles of one raster, each used by one thread at a time; as many as there are threads at once.
+
+    Args:
+        open_handle: opens one.
+        serial: never more than one, because the codec reads from top to bottom.
+    """
+
+    def __init__(self, open_handle: Callable[[], Any], *, serial: bool) -> None:
+        self._open = open_handle
+        self._serial = serial
+        self._forget()
+
+    def _forget(self) -> None:
+        self._idle: list[Any] = []
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._pid = os.getpid()
+
+    @contextmanager
+    def handle(self) -> Iterator[Any]:
+        """Lend a handle; one that fails is closed, since a decoder may be left in any state."""
+        if self._pid != os.getpid():  # after a fork the parent's handles share its file offsets
+            self._forget()
+        if self._serial:
+            with self._turn, self._lend() as handle:
+                yield handle
+        else:
+            with self._lend() as handle:
+                yield handle
+
+    @contextmanager
+    def _lend(self) -> Iterator[Any]:
+        with opening.gdal_env():
+            with self._lock:
+                handle = self._idle.pop() if self._idle else None
+            handle = handle or self._open()
+            try:
+                yield handle
+            except BaseException:
+                handle.close()
+                raise
+            with self._lock:
+                self._idle.append(handle)
+
+    def close(self) -> None:
+        """Close the handles that nobody uses; a later read opens new ones."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for handle in idle:
+            handle.close()
+
+
+class Raster:
+    """Bands of a raster file, at the file's own pixels or resampled to larger or smaller ones.
+
+    Args:
+        info: the file.
+        bands: band numbers from 1, each once.
+        factors: new pixel size over old, x and y; None = the file's own pixels.
+    """
+
+    def __init__(self, info: RasterInfo, bands: tuple[int, ...], factors: tuple[float, float] | None = None) -> None:
+        self.info, self.bands, self.factors = info, list(bands), factors
+        self.dtype: np.dtype[Any] = np.result_type(*(info.dtypes[band - 1] for band in bands))
+        self.grid = info.grid if factors is None else _resampled_grid(info.grid, factors, info.path)
+        flags = [info.flags[band - 1] for band in bands]
+        self._nodata = tuple(info.nodata[band - 1] for band in bands)
+        self._by_nodata = all(MaskFlags.nodata in flag for flag in flags)
+        # A band without a mask is valid everywhere, and one valid band makes a pixel valid.
+        self._by_mask = not self._by_nodata and not any(MaskFlags.all_valid in flag for flag in flags)
+        self._is_float = not np.issubdtype(self.dtype, np.integer)
+        serial = info.driver in opening.SERIAL_DRIVERS
+        self._files = HandlePool(self._open_file, serial=serial)
+        self._pixels = self._files if factors is None else HandlePool(self._open_warped, serial=serial)
+
+    @property
+    def always_valid(self) -> bool:
+        """Whether every pixel has data, by the header alone."""
+        return not (self._by_nodata or self._by_mask or self._is_float)
+
+    def read(self, box: Box) -> Pixels:
+        """Read a box of the raster's grid, all bands in one call.
+
+        Raises:
+            RasterioError: a block cannot be read.
+        """
+        window = RasterWindow(box.x0, box.y0, box.width, box.height)
+        with self._pixels.handle() as handle:
+            image = handle.read(self.bands, window=window, out_dtype=self.dtype.name)
+            mask = self._read_mask(handle, window=window)
+        return image, self._valid(image, mask)
+
+    def read_decimated(self, box: Box, rows: int, cols: int) -> Pixels:
+        """Read a box of the raster's grid averaged into rows x cols pixels; uses overviews where there are.
+
+        Raises:
+            RasterioError: a block cannot be read.
+        """
+        fx, fy = self.factors or (1.0, 1.0)
+        width, height = self.info.grid.width, self.info.grid.height
+        x0, y0 = min(box.x0 * fx, width - 1), min(box.y0 * fy, height - 1)
+        window = RasterWindow(x0, y0, min(box.width * fx, width - x0), min(box.height * fy, height - y0))
+        average = {"window": window, "resampling": Resampling.average}
+        with self._files.handle() as handle:
+            shape = (len(self.bands), rows, cols)
+            image = handle.read(self.bands, out_shape=shape, out_dtype=self.dtype.name, **average)
+            mask = self._read_mask(handle, out_shape=(rows, cols), **average)
+        return image, self._valid(image, mask)
+
+    def sample(self, max_side: int = 2048) -> Pixels:
+        """Read enough pixels of the whole file to find a stretch: a decimated read, or 16 x 16 places of a huge file.
+
+        Returns:
+            Pixels in no particular arrangement; the same for the same file, always.
+
+        Raises:
+            RasterioError: nothing can be read.
+        """
+        height, width = self.info.grid.height, self.info.grid.width
+        if self.info.has_overviews or height * width <= _WHOLE_SAMPLE_PIXELS:
+            step = max(1.0, max(height, width) / max_side)
+            shape = (len(self.bands), max(1, round(height / step)), max(1, round(width / step)))
+            with self._files.handle() as handle:
+                # Nearest, not average: an average narrows the range of values.
+                image = handle.read(self.bands, out_shape=shape, out_dtype=self.dtype.name)
+                mask = self._read_mask(handle, out_shape=shape[1:])
+            return image, self._valid(image, mask)
+        return self._sample_lattice(height, width)
+
+    def close(self) -> None:
+        """Close idle handles; reading opens new ones."""
+        self._pixels.close()
+        self._files.close()
+
+    def _sample_lattice(self, height: int, width: int) -> Pixels:
+        rows, cols = min(_LATTICE_SIDE, height), min(_LATTICE_SIDE, width)
+        images, valids, failed = [], [], None
+        for i in range(_LATTICE):
+            for j in range(_LATTICE):
+                y = (height - rows) * (2 * i + 1) // (2 * _LATTICE)
+                x = (width - cols) * (2 * j + 1) // (2 * _LATTICE)
+                window = RasterWindow(x, y, cols, rows)
+                try:
+                    with self._files.handle() as handle:
+                        image = handle.read(self.bands, window=window, out_dtype=self.dtype.name)
+                        mask = self._read_mask(handle, window=window)
+                except RasterioError as error:
+                    failed = error
+                    continue
+                valid = self._valid(image, mask)
+                images.append(image)
+                valids.append(np.ones((rows, cols), np.bool_) if valid is None else valid)
+        if not images:
+            assert failed is not None
+            raise failed
+        return np.concatenate(images, axis=1), np.concatenate(valids, axis=0)
+
+    def _read_mask(self, handle: Any, **how: Any) -> NDArray[np.bool_] | None:
+        if not self._by_mask:
+            return None
+        if isinstance(handle, WarpedVRT):
+            valid: NDArray[np.bool_] = handle.read(self.info.alpha or handle.count, window=how["window"]) > 0
+            return valid
+        how.pop("resampling", None)  # masks are not averaged: any value above 0 is valid
+        # One mask for all bands is the rule; band by band only where the file has it so.
+        shared = any(MaskFlags.per_dataset in self.info.flags[band - 1] for band in self.bands)
+        if shared:
+            one: NDArray[np.bool_] = handle.read_masks(self.bands[0], **how) > 0
+            return one
+        if "out_shape" in how:
+            how["out_shape"] = (len(self.bands), *how["out_shape"])
+        each: NDArray[np.bool_] = (handle.read_masks(self.bands, **how) > 0).any(axis=0)
+        return each
+
+    def _valid(self, image: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        """A pixel is valid unless every band is nodata, or its mask is 0, or any band is NaN or infinite."""
+        valid = mask
+        if self._by_nodata:
+            for band, nodata in zip(image, self._nodata, strict=True):
+                has_data = _differs(band, nodata)
+                valid = has_data if valid is None else np.logical_or(valid, has_data, out=valid)
+        if self._is_float:
+            finite = np.isfinite(image).all(axis=0)
+            valid = finite if valid is None else valid & finite
+        return None if valid is None or valid.all() else valid
+
+    def _open_file(self) -> DatasetReader:
+        return opening.open_dataset(self.info.path, self.info.driver)
+
+    def _open_warped(self) -> WarpedVRT:
+        assert self.factors is not None
+        fx, fy = self.factors
+        how: dict[str, Any] = {}
+        if self._by_nodata:
+            how = {"src_nodata": self._nodata[0], "nodata": self._nodata[0]}
+        elif self._by_mask and self.info.alpha is None:
+            how = {"add_alpha": True}
+        elif self._is_float:
+            how = {"src_nodata": math.nan, "nodata": math.nan}
+        # Pixel coordinates on both sides, so that rotation, shear and lon/lat play no part in the resampling.
+        return WarpedVRT(
+            self._open_file(),
+            src_crs=_WARP_CRS,
+            crs=_WARP_CRS,
+            src_transform=Affine.scale(1, -1),
+            transform=Affine.scale(fx, -fy),
+            width=self.grid.width,
+            height=self.grid.height,
+            resampling=Resampling.average if max(fx, fy) > 1 else Resampling.bilinear,
+            tolerance=0.001,  # 0 fails in rasterio 1.4.4; an affine is met exactly anyway
+            **how,
+        )
+
+
+def resampling_factors(info: RasterInfo, gsd: float | None) -> tuple[float, float] | None:
+    """Return new over old pixel size in x and y for a gsd in metres; None where nothing changes.
+
+    Raises:
+        UsageError: not a positive number.
+        SceneError: the scene does not know its metres.
+    """
+    if gsd is None:
+        return None
+    if not math.isfinite(gsd) or gsd <= 0:
+        msg = f"gsd {gsd} is not usable: give metres per pixel, more than 0"
+        raise UsageError(msg)
+    size = info.grid.pixel_size
+    if size is None:
+        msg = f"{info.path} has no CRS in known units, so it cannot be resampled to {gsd:g} m per pixel: leave out gsd"
+        raise SceneError(msg)
+    factors = gsd / size[0], gsd / size[1]
+    return None if all(math.isclose(factor, 1.0, rel_tol=1e-4) for factor in factors) else factors
+
+
+def _resampled_grid(grid: GeoGrid, factors: tuple[float, float], path: Path) -> GeoGrid:
+    # Rounding keeps the centre of every new pixel inside the old raster.
+    width, height = max(1, round(grid.width / factors[0])), max(1, round(grid.height / factors[1]))
+    if width * height > opening.MAX_PIXELS:
+        msg = f"{path} would have {width} x {height} pixels at that size: give a larger gsd"
+        raise SceneError(msg)
+    return grid.resampled(height, width, *factors)
+
+
+def _differs(band: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
+    """Where a band is not nodata; everywhere if its dtype cannot even hold the value."""
+    if nodata is None:
+        return np.ones(band.shape, np.bool_)
+    if np.issubdtype(band.dtype, np.integer):
+        limits = np.iinfo(band.dtype)
+        if not float(nodata).is_integer() or not limits.min <= nodata <= limits.max:
+            return np.ones(band.shape, np.bool_)
+        same: NDArray[np.bool_] = band != band.dtype.type(int(nodata))
+        return same
+    if math.isnan(nodata):
+        numbers: NDArray[np.bool_] = ~np.isnan(band)
+        return numbers
+    with np.errstate(over="ignore"):
+        different: NDArray[np.bool_] = band != band.dtype.type(nodata)
+    return different

@@ -1,0 +1,285 @@
+"""The front hall: one run, the same for the command line, Python and other programs."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from rsgeoseg import registry
+from rsgeoseg.engine.deliver import Delivery
+from rsgeoseg.engine.options import PipelineOptions, class_labels
+from rsgeoseg.engine.order import DEFAULT_MODEL, RunJob, RunOptions, check_names
+from rsgeoseg.engine.pipeline import segment_scene
+from rsgeoseg.engine.scoring import score_images
+from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, UsageError
+from rsgeoseg.geo.scene import Scene
+from rsgeoseg.geo.writers import check_output
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator, Sequence
+
+    from geopandas import GeoDataFrame
+
+    from rsgeoseg.contract import ModelSpec, Segmenter
+    from rsgeoseg.engine.events import Event
+    from rsgeoseg.evaluate.coco import CocoResult
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "EvaluateJob",
+    "RunJob",
+    "RunOptions",
+    "evaluate",
+    "exit_code",
+    "run",
+    "run_job",
+    "run_jobs",
+]
+
+_OFFLINE = "RSGEOSEG_OFFLINE"
+
+
+def run(
+    scene: str | os.PathLike[str] | Scene,
+    model: str | Segmenter = DEFAULT_MODEL,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    progress: Callable[[Event], None] | None = None,
+    cancel: threading.Event | None = None,
+    **options: Unpack[RunOptions],
+) -> GeoDataFrame:
+    """Turn a georeferenced raster into object polygons.
+
+    Args:
+        scene: path or URL of a raster, or an open ``Scene`` (then its own bands, stretch, gsd, aoi and bbox hold).
+        model: registry name, or anything that satisfies ``rsgeoseg.contract.Segmenter``.
+        output: file to write beside returning the result; its extension chooses the format.
+        progress: told of every event (``rsgeoseg.engine.events``).
+        cancel: set it from another thread to stop.
+        options: as on the command line with underscores; see ``RunJob``.
+
+    Returns:
+        One row per object with the columns of ``rsgeoseg.geo.frame.SCHEMA``; ``attrs["rsgeoseg"]`` is the run record.
+
+    Raises:
+        UsageError, SceneError, ModelError, OutputError, JobCancelled: one line saying what, where and what to do.
+    """
+    check_names(dict(options))
+    opened = scene if isinstance(scene, Scene) else None
+    if opened is not None:
+        _check_open_scene(options)
+    job = RunJob(
+        scene=str(opened.path) if opened is not None else os.fspath(scene),  # type: ignore[arg-type]
+        model=model if isinstance(model, str) else model.spec.name,
+        output=None if output is None else os.fspath(output),
+        **options,  # type: ignore[arg-type]
+    )
+    segmenter = None if isinstance(model, str) else model
+    return run_job(job, on_event=progress, cancel=cancel, segmenter=segmenter, scene=opened)
+
+
+def run_job(
+    job: RunJob,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    cancel: threading.Event | None = None,
+    segmenter: Segmenter | None = None,
+    scene: Scene | None = None,
+) -> GeoDataFrame:
+    """Do a job.
+
+    Args:
+        job: what to do.
+        on_event: told of every event.
+        cancel: set it from another thread to stop.
+        segmenter: a loaded model to use instead of loading ``job.model``.
+        scene: an open scene to use instead of opening ``job.scene``; it stays open.
+
+    Returns:
+        As ``run``.
+
+    Raises:
+        RsGeoSegError: as ``run``.
+    """
+    start = time.perf_counter()
+    tell = on_event or (lambda _event: None)
+    try:
+        check_job_output(job)
+        model = segmenter or load_segmenter(job)
+        with _opened(job, model.spec, scene) as source:
+            options = pipeline_options(job, model)
+            result = segment_scene(source, model, options, tell, cancel)
+            return _delivery(job).deliver(
+                result, source, model.spec, job=asdict(job), start=start, tell=tell, cancel=cancel
+            )
+    except KeyboardInterrupt as error:
+        msg = "cancelled: nothing was written"
+        raise JobCancelled(msg) from error
+
+
+def run_jobs(
+    jobs: Sequence[RunJob], *, on_event: Callable[[Event], None] | None = None, cancel: threading.Event | None = None
+) -> Iterator[tuple[RunJob, GeoDataFrame]]:
+    """Do several jobs with one model, one after the other; every output is checked before the first one starts.
+
+    Yields:
+        Each job and its result, as soon as it is written.
+
+    Raises:
+        RsGeoSegError: as ``run``; results that were yielded stay.
+    """
+    for job in jobs:
+        check_job_output(job)
+    loaded: dict[tuple[str, str | None, str], Segmenter] = {}
+    for job in jobs:
+        key = (job.model, job.weights, job.device)
+        if key not in loaded:
+            loaded = {key: load_segmenter(job)}
+        yield job, run_job(job, on_event=on_event, cancel=cancel, segmenter=loaded[key])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateJob:
+    """A model to be measured on annotated images."""
+
+    annotations: str
+    """COCO instance annotations."""
+    images: str
+    """Folder of the images that they name."""
+    model: str = DEFAULT_MODEL
+    weights: str | None = None
+    device: str = "auto"
+    every: int = 1
+    """Only every n-th image by sorted file name."""
+    start: int = 0
+    """Index of the first image taken."""
+    score_threshold: float = 0.02
+    """Objects below are not counted: they would hardly change the figures and take most of the time."""
+
+
+def evaluate(
+    job: EvaluateJob,
+    *,
+    segmenter: Segmenter | None = None,
+    tell: Callable[[int, int], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> CocoResult:
+    """Measure COCO's average precision of a model.
+
+    Args:
+        job: what to measure.
+        segmenter: a loaded model to use instead of loading ``job.model``.
+        tell: called with images done and images in all.
+        cancel: set it from another thread to stop.
+
+    Raises:
+        UsageError, SceneError, ModelError: one line saying what, where and what to do.
+    """
+    return score_images(
+        segmenter or registry.load_model(job.model, weights=job.weights, device=job.device),
+        Path(job.images),
+        Path(job.annotations),
+        every=job.every,
+        start=job.start,
+        score_threshold=job.score_threshold,
+        tell=tell,
+        cancel=cancel,
+    )
+
+
+def check_job_output(job: RunJob) -> None:
+    """Refuse an output that could not be written, before the work.
+
+    Raises:
+        OutputError: it exists, its folder is missing or read-only, or no format goes with its name.
+    """
+    if job.output is not None:
+        check_output(Path(job.output), overwrite=job.overwrite, format=job.format)
+
+
+def load_segmenter(job: RunJob) -> Segmenter:
+    """Load the model of a job, without the network where the job says so.
+
+    Raises:
+        ModelError: the model is unknown, or its weights cannot be had.
+    """
+    before = os.environ.get(_OFFLINE)
+    if job.offline:
+        os.environ[_OFFLINE] = "1"
+    try:
+        return registry.load_model(job.model, weights=job.weights, device=job.device)
+    finally:
+        if job.offline:
+            if before is None:
+                del os.environ[_OFFLINE]
+            else:
+                os.environ[_OFFLINE] = before
+
+
+def exit_code(record: dict[str, Any]) -> int:
+    """Return the process exit code for a finished run: 6 where chips failed and none succeeded, else 0."""
+    chips = record["chips"]
+    return FAILED_CHIPS_EXIT_CODE if chips["failed"] and not chips["done"] else 0
+
+
+def pipeline_options(job: RunJob, segmenter: Segmenter) -> PipelineOptions:
+    """Fill what a job leaves open with what the model suggests.
+
+    A segmenter may have an attribute ``batch_size``, the chips per call that suit its device; 1 otherwise.
+
+    Raises:
+        UsageError: a class that the model does not know.
+    """
+    spec = segmenter.spec
+    chip_size = job.chip_size or spec.chip_size
+    return PipelineOptions(
+        chip_size=chip_size,
+        overlap=min(spec.overlap, chip_size // 4) if job.overlap is None else job.overlap,
+        batch_size=job.batch_size or int(getattr(segmenter, "batch_size", 1)),
+        score_threshold=spec.score_threshold if job.score_threshold is None else job.score_threshold,
+        labels=class_labels(job.classes, spec),
+        nms=job.nms,
+        on_chip_error=job.on_chip_error,
+    )
+
+
+def _delivery(job: RunJob) -> Delivery:
+    return Delivery(
+        output=None if job.output is None else Path(job.output),
+        format=job.format,
+        overwrite=job.overwrite,
+        min_area=job.min_area,
+        simplify=job.simplify,
+        regularize=job.regularize,
+        dst_crs=job.dst_crs,
+    )
+
+
+@contextmanager
+def _opened(job: RunJob, spec: ModelSpec, scene: Scene | None) -> Iterator[Scene]:
+    if scene is not None:
+        yield scene
+        return
+    with Scene.open(
+        job.scene,
+        bands=job.bands,
+        stretch=job.stretch,
+        gsd=job.gsd,
+        aoi=job.aoi,
+        bbox=job.bbox,
+        value_range=spec.value_range,
+        band_count=spec.bands,
+    ) as opened:
+        yield opened
+
+
+def _check_open_scene(options: RunOptions) -> None:
+    taken = [name for name in ("bands", "stretch", "gsd", "aoi", "bbox") if name in options]
+    if taken:
+        msg = f"{', '.join(taken)} cannot be given with an open Scene: give them to Scene.open"
+        raise UsageError(msg)

@@ -1,0 +1,446 @@
+"""RSPrompter-query: learned prompts for SAM's mask decoder (paper section III-B4, Fig. 6, Eq. 6-7).
+
+Source: Chen et al., "RSPrompter", IEEE TGRS 2024; facts of the released code from KyanChen/RSPrompter branch release,
+commit f4e73c3, ``RSMask2FormerHead``. ``numerics`` chooses where the two differ: "paper" or "released".
+
+Every prediction set is computed lazily: class logits for all queries, mask logits only for the queries that are asked
+for. Interpolation and the dot product with a query commute, so attention masks and matching costs are read from reduced
+mask features: the same numbers without the full-size maps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
+
+from rsgeoseg.backbones.sam_parts import SamPromptedDecoder
+from rsgeoseg.models.rsprompter_query.loss import LossConfig, query_losses
+from rsgeoseg.nn.centres import CentreHead, Centres, read_cells, strongest_peaks
+from rsgeoseg.nn.enhancer import Numerics, PlainEnhancer, PyramidEnhancer
+from rsgeoseg.nn.masked_attention import MaskedDecoderLayer
+from rsgeoseg.nn.pixel_decoder import PixelDecoder
+from rsgeoseg.nn.points import sample_points
+from rsgeoseg.nn.positions import cell_positions, sine_positions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from rsgeoseg.backbones.features import Encoder, Features
+    from rsgeoseg.nn.targets import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryConfig:
+    """Sizes and options of the network; saved with the weights."""
+
+    classes: tuple[str, ...]
+    """Class names, background not counted."""
+    num_queries: int = 70
+    """N_p, groups of prompts per image (paper: 100 WHU, 70 NWPU, 30 SSDD)."""
+    prompts_per_query: int = 5
+    """K_p, prompt embeddings per group (paper section IV-C)."""
+    width: int = 128
+    """Channels of pixel decoder and queries."""
+    mask_channels: int = 256
+    """Channels of the mask feature."""
+    hidden: int = 512
+    """Width of the feed-forward networks."""
+    heads: int = 8
+    """Attention heads."""
+    encoder_layers: int = 3
+    """Layers of the transformer encoder (paper: 3)."""
+    decoder_layers: int = 6
+    """Layers of the transformer decoder (paper: 6)."""
+    numerics: Numerics = "paper"
+    """Where paper and released code differ: aggregator order, sine rule, depth of the prompt head, decoder norm."""
+    decoder_mlp: int = 2048
+    """Hidden width of SAM's two-way transformer."""
+    centre_queries: bool = False
+    """Queries start at centres found on the pixel decoder's maps instead of being learned (not in the paper)."""
+    local_masks: bool = False
+    """Coarse masks have a learned elliptic term around the query's centre (not in the paper; needs centre_queries)."""
+    refine_coarse: bool = False
+    """SAM's decoder adds to the coarse logits instead of replacing them (not in the paper: for decoders from scratch)."""
+    skips: bool = False
+    """Mask upscaling sees the encoder's maps at stride 4 and 8, as SAM 2's does (not in the paper)."""
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot work."""
+        if self.local_masks and not self.centre_queries:
+            msg = "local_masks needs centre_queries: a learned query has no centre"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionSet:
+    """What the queries say after one decoder layer (set 0: before the first)."""
+
+    class_logits: Tensor
+    """(B, Q, C + 1) float32, background last."""
+    kernels: Tensor
+    """(B, Q, mask_channels): dot product with the mask feature gives coarse logits (Eq. 7, f-hat)."""
+    state: Tensor
+    """(B, Q, width): the normed queries that prompts are made from."""
+    ellipses: Tensor | None
+    """(B, Q, 5) parameters of the local term."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What all queries of a batch look at."""
+
+    embedding: Tensor
+    """(B, D, h, w) SAM's image embedding."""
+    embedding_pe: Tensor
+    """(1, D, h, w)."""
+    skips: tuple[Tensor, Tensor] | None
+    """Maps at stride 4 and 8."""
+    mask_feature: Tensor
+    """(B, mask_channels, H/4, W/4) float32."""
+    memories: tuple[Tensor, ...]
+    """Maps at strides 64, 32, 16 as (B, L, width)."""
+    memory_positions: tuple[Tensor, ...]
+    """(L, width) each."""
+    memory_shapes: tuple[tuple[int, int], ...]
+    """(h, w) each."""
+    centre_logits: list[Tensor]
+    """(B, classes, h, w) at strides 8, 16, 32, or empty."""
+    centre_features: list[Tensor]
+    """(B, width, h, w) at strides 8, 16, 32, or empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Where the queries of a batch start."""
+
+    content: Tensor
+    """(B, Q, width)."""
+    position: Tensor
+    """(B, Q, width)."""
+    centres: Centres | None
+    """Cells they came from."""
+    apart: Tensor | None = None
+    """(B, Q, Q) True where one may not see the other; None = all see all."""
+
+
+def _mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
+class RSPrompterQuery(nn.Module):
+    """The network: encoder, enhancer, pixel decoder, query decoder, heads, SAM's mask decoder.
+
+    Args:
+        encoder: any image encoder.
+        config: sizes and options.
+        loss_config: weights and options of the training loss.
+    """
+
+    def __init__(self, encoder: Encoder, config: QueryConfig, loss_config: LossConfig | None = None) -> None:
+        super().__init__()
+        self.loss_config = loss_config or LossConfig()
+        self.encoder = encoder
+        self.config = config
+        spec, width = encoder.spec, config.width
+        channels = [level.channels for level in spec.hidden]
+        self.neck = (
+            PyramidEnhancer(channels, channels=width)
+            if spec.is_pyramid
+            else PlainEnhancer(channels, numerics=config.numerics)
+        )
+        self.extent = spec.image_size
+        self.pixel_decoder = PixelDecoder(
+            self.neck.channels,
+            width=width,
+            mask_channels=config.mask_channels,
+            layers=config.encoder_layers,
+            heads=config.heads,
+            hidden=config.hidden,
+            extent=self.extent,
+        )
+        self.level_embed = nn.Embedding(PixelDecoder.encoded_levels, width)
+        self.layers = nn.ModuleList(
+            MaskedDecoderLayer(width, heads=config.heads, hidden=config.hidden) for _ in range(config.decoder_layers)
+        )
+        self.post_norm = nn.LayerNorm(width)
+        self._build_queries()
+        self._build_heads()
+        self.sam = SamPromptedDecoder(
+            dim=spec.embedding.channels,
+            mlp_dim=config.decoder_mlp,
+            grid=spec.image_size // spec.embedding.stride,
+            skip_channels=(channels[0], channels[1]) if config.skips else None,
+        )
+        if config.numerics == "released":  # Hugging Face's SAM norms with 1e-6, all but the last one
+            for name, module in self.sam.mask_decoder.transformer.layers.named_modules():
+                if isinstance(module, nn.LayerNorm):
+                    assert name
+                    module.eps = 1e-6
+        if config.refine_coarse:  # start from the coarse mask: the last linear layer adds nothing yet
+            last = self.sam.mask_decoder.output_hypernetworks_mlps[0].layers[-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def _build_queries(self) -> None:
+        config, width = self.config, self.config.width
+        if config.centre_queries:
+            self.centre_head = CentreHead(width, len(config.classes))
+            self.content = nn.Sequential(nn.Linear(width + len(config.classes), width), nn.LayerNorm(width))
+            self.place = nn.Linear(width, width)
+        else:
+            self.query_feat = nn.Embedding(config.num_queries, width)
+            self.query_embed = nn.Embedding(config.num_queries, width)
+            if config.numerics == "paper":  # Eq. 7: F_query^0 is zero-initialised
+                nn.init.zeros_(self.query_feat.weight)
+        if config.local_masks:
+            self.ellipse = _mlp(width, width, 5)
+            nn.init.zeros_(self.ellipse[-1].weight)
+            nn.init.zeros_(self.ellipse[-1].bias)
+
+    def _build_heads(self) -> None:
+        config, width = self.config, self.config.width
+        self.cls_embed = _mlp(width, width, len(config.classes) + 1)
+        self.mask_embed = _mlp(width, width, width, config.mask_channels)
+        prompt = config.prompts_per_query * self.encoder.spec.embedding.channels
+        half = width // 2
+        self.point_emb = (
+            _mlp(width, half, half, 2 * prompt) if config.numerics == "released" else _mlp(width, 2 * width, prompt)
+        )
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalise uint8 or float images (B, 3, H, W) of 0-255 by the encoder's mean and deviation."""
+        spec = self.encoder.spec
+        mean = torch.tensor(spec.mean, device=images.device)[:, None, None]
+        std = torch.tensor(spec.std, device=images.device)[:, None, None]
+        return (images.float() - mean) / std
+
+    def loss(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Compute the training loss (``train.Trainable``).
+
+        The crop lies at a random place of the positional frame, so that a network trained on small crops knows all
+        places of a large chip.
+
+        Args:
+            images: (B, 3, H, W) uint8, H and W multiples of 64.
+            targets: one per image.
+
+        Returns:
+            Named terms; their sum is minimised.
+        """
+        room = torch.tensor([self.extent - images.shape[-1], self.extent - images.shape[-2]]).clamp(min=0)
+        origin = tuple((torch.rand(2) * room).tolist()) if self.encoder.spec.is_pyramid else (0.0, 0.0)
+        return query_losses(self, self.normalise(images), targets, self.loss_config, origin=(origin[0], origin[1]))
+
+    def look(self, images: Tensor, origin: tuple[float, float] = (0.0, 0.0)) -> Scene:
+        """Encode images (B, 3, H, W), normalised, H and W multiples of 64.
+
+        Args:
+            images: the batch.
+            origin: x y of the images' corner in the positional frame, pixels.
+        """
+        return self.describe(self.encoder(images), origin)
+
+    def describe(self, features: Features, origin: tuple[float, float] = (0.0, 0.0)) -> Scene:
+        """Enhance and decode the encoder's features (Eq. 3 and 6)."""
+        mask_feature, refined = self.pixel_decoder(self.neck(features.hidden), origin)
+        memories, positions, shapes = [], [], []
+        for level, (x, stride) in enumerate(zip(refined[:3], (64, 32, 16), strict=True)):
+            h, w = x.shape[-2:]
+            memories.append(x.flatten(2).transpose(1, 2) + self.level_embed.weight[level])
+            shapes.append((h, w))
+            positions.append(
+                cell_positions(
+                    h,
+                    w,
+                    stride=stride,
+                    extent=self.extent,
+                    features=self.config.width // 2,
+                    device=x.device,
+                    origin=origin,
+                )
+            )
+        stride = self.encoder.spec.embedding.stride
+        grid_origin = (origin[0] / stride, origin[1] / stride)
+        heat, heat_features = self.centre_head(refined[3:0:-1]) if self.config.centre_queries else ([], [])
+        return Scene(
+            embedding=features.embedding,
+            embedding_pe=self.sam.image_pe(*features.embedding.shape[-2:], grid_origin),
+            skips=(features.hidden[0], features.hidden[1]) if self.config.skips else None,
+            mask_feature=mask_feature.float(),
+            memories=tuple(memories),
+            memory_positions=tuple(positions),
+            memory_shapes=tuple(shapes),
+            centre_logits=heat,
+            centre_features=heat_features,
+        )
+
+    def start(self, scene: Scene, count: int | None = None, origin: tuple[float, float] = (0.0, 0.0)) -> Queries:
+        """Make the initial queries: learned ones, or the strongest centres.
+
+        Args:
+            scene: what ``look`` gave.
+            count: number of centre queries; None = ``config.num_queries``.
+            origin: as in ``look``.
+        """
+        if not self.config.centre_queries:
+            batch = scene.embedding.shape[0]
+            content = self.query_feat.weight.unsqueeze(0).expand(batch, -1, -1)
+            position = self.query_embed.weight.unsqueeze(0).expand(batch, -1, -1)
+            return Queries(content=content, position=position, centres=None)
+        cells = strongest_peaks(scene.centre_logits, count or self.config.num_queries)
+        return self.place_queries(scene, *cells, origin=origin)
+
+    def place_queries(
+        self, scene: Scene, level: Tensor, row: Tensor, column: Tensor, *, origin: tuple[float, float] = (0.0, 0.0)
+    ) -> Queries:
+        """Make queries from given cells of the centre maps, (B, Q) int64 each."""
+        centres = read_cells(scene.centre_logits, scene.centre_features, level, row, column)
+        shifted = centres.points + torch.tensor(origin, device=centres.points.device)
+        sine = sine_positions(shifted, extent=self.extent, features=self.config.width // 2)
+        return Queries(content=self.content(centres.features), position=self.place(sine), centres=centres)
+
+    def decode(self, scene: Scene, queries: Queries) -> list[PredictionSet]:
+        """Run the query decoder (Eq. 7): ``decoder_layers + 1`` prediction sets, the last one the result."""
+        state = queries.content
+        sets = [self._predict(state)]
+        for index, layer in enumerate(self.layers):
+            level = index % len(scene.memories)
+            blocked = self._blocked(scene, sets[-1], queries.centres, scene.memory_shapes[level])
+            memory, position = scene.memories[level], scene.memory_positions[level]
+            state = layer(state, queries.position, memory, position, blocked, queries.apart)
+            sets.append(self._predict(state))
+        return sets
+
+    def _predict(self, state: Tensor) -> PredictionSet:
+        normed = self.post_norm(state)
+        return PredictionSet(
+            class_logits=self.cls_embed(normed).float(),
+            kernels=self.mask_embed(normed),
+            state=normed,
+            ellipses=self.ellipse(normed).float() if self.config.local_masks else None,
+        )
+
+    @torch.no_grad()
+    def _blocked(
+        self, scene: Scene, prediction: PredictionSet, centres: Centres | None, shape: tuple[int, int]
+    ) -> Tensor:
+        """Attention mask (B, Q, L): a query looks only where its coarse mask is, or everywhere if that is nowhere."""
+        reduced = F.interpolate(scene.mask_feature, size=shape, mode="bilinear", align_corners=False)
+        logits = torch.einsum("bqc,bchw->bqhw", prediction.kernels.float(), reduced)
+        if prediction.ellipses is not None:
+            assert centres is not None
+            stride = 4 * scene.mask_feature.shape[-1] / shape[1]
+            logits = logits + ellipse_map(
+                prediction.ellipses, centres.points, centres.sides, shape=shape, stride=stride
+            )
+        blocked = (logits < 0).flatten(2)
+        return blocked & ~blocked.all(-1, keepdim=True)
+
+    def coarse_logits(
+        self, scene: Scene, prediction: PredictionSet, centres: Centres | None, image: Tensor, query: Tensor
+    ) -> Tensor:
+        """Coarse masks (Eq. 7, m-hat coarse) of chosen queries.
+
+        Args:
+            scene: what ``look`` gave.
+            prediction: a prediction set.
+            centres: the queries' centres where they have some.
+            image: (P,) int64.
+            query: (P,) int64.
+
+        Returns:
+            (P, H/4, W/4) float32 logits.
+        """
+        kernels = prediction.kernels[image, query].float()
+        logits = kernels.new_empty(len(image), *scene.mask_feature.shape[-2:])
+        for index in image.unique().tolist():
+            here = image == index
+            logits[here] = torch.einsum("pc,chw->phw", kernels[here], scene.mask_feature[index]).float()
+        if prediction.ellipses is not None:
+            assert centres is not None
+            shape = (logits.shape[-2], logits.shape[-1])
+            logits = logits + ellipse_map(*_chosen(prediction.ellipses, centres, image, query), shape=shape, stride=4)
+        return logits
+
+    def coarse_at(
+        self, scene: Scene, prediction: PredictionSet, centres: Centres | None, image: int, points: Tensor
+    ) -> Tensor:
+        """Coarse logits of all queries of one image at points (P, 2) x y in [0, 1]: (B=1 dropped) (Q, P) float32."""
+        at_points = sample_points(scene.mask_feature[image], points.unsqueeze(0))  # (C, P)
+        logits = prediction.kernels[image].float() @ at_points
+        if prediction.ellipses is not None:
+            assert centres is not None
+            h, w = scene.mask_feature.shape[-2:]
+            xs, ys = points[:, 0] * (4 * w), points[:, 1] * (4 * h)
+            logits = logits + ellipse_logits(
+                prediction.ellipses[image], centres.points[image], centres.sides[image], xs, ys
+            )
+        return logits
+
+    def sparse_prompts(self, prediction: PredictionSet, image: Tensor, query: Tensor) -> Tensor:
+        """Prompt embeddings F_sparse (P, K_p, D) of chosen queries.
+
+        Paper Eq. 7: ``e + sin e`` of one vector. Released code: a vector of twice the width, sine of its even channels
+        plus its odd ones.
+        """
+        raw = self.point_emb(prediction.state[image, query]).float()
+        raw = raw.unflatten(-1, (self.config.prompts_per_query, -1))
+        return raw[..., ::2].sin() + raw[..., 1::2] if self.config.numerics == "released" else raw + raw.sin()
+
+    def fine_logits(
+        self, scene: Scene, prediction: PredictionSet, coarse: Tensor, image: Tensor, query: Tensor
+    ) -> Tensor:
+        """Masks of SAM's decoder (paper Eq. 2 on the prompts of Eq. 7), (P, H/4, W/4) float32 logits.
+
+        The coarse logits enter without gradient, as in the released code.
+        """
+        given = coarse.detach()
+        dense = self.sam.dense_prompts(given)
+        sparse = self.sparse_prompts(prediction, image, query)
+        logits, _ = self.sam(scene.embedding, scene.embedding_pe, image, sparse, dense, scene.skips)
+        return given + logits.float() if self.config.refine_coarse else logits.float()
+
+
+def _chosen(ellipses: Tensor, centres: Centres, image: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return ellipses[image, query], centres.points[image, query], centres.sides[image, query]
+
+
+def ellipse_logits(ellipses: Tensor, points: Tensor, sides: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """Logits that fall with the elliptic distance from a centre: positive inside, slowly ever more negative outside.
+
+    Args:
+        ellipses: (..., 5) two log-scales around a shear, and a shift of the centre in half sides.
+        points: (..., 2) x y in pixels.
+        sides: (...) reference side in pixels.
+        xs: where to evaluate, pixels; broadcast against (..., 1), so (P,) for points or (w,) for columns.
+        ys: likewise; (P,) for points or (h, 1) for rows.
+
+    Returns:
+        (..., P) or (..., h, w) float32.
+    """
+    lead = (..., *(None,) * max(xs.ndim, ys.ndim))
+    half = (sides / 2)[lead]
+    dx = xs - (points[..., 0][lead] + half * ellipses[..., 3].tanh()[lead])
+    dy = ys - (points[..., 1][lead] + half * ellipses[..., 4].tanh()[lead])
+    along_x = ellipses[..., 0].clamp(-4, 4).exp()[lead] / half
+    along_y = ellipses[..., 2].clamp(-4, 4).exp()[lead] / half
+    shear = ellipses[..., 1][lead] / half
+    distance = (along_x * dx + shear * dy).square() + (along_y * dy).square()
+    return 3 * (1 - torch.log1p(distance))
+
+
+def ellipse_map(ellipses: Tensor, points: Tensor, sides: Tensor, *, shape: tuple[int, int], stride: float) -> Tensor:
+    """``ellipse_logits`` at the cells of a map (h, w) with ``stride`` pixels per cell: (..., h, w)."""
+    h, w = shape
+    xs = (torch.arange(w, device=points.device) + 0.5) * stride
+    ys = (torch.arange(h, device=points.device) + 0.5) * stride
+    return ellipse_logits(ellipses, points, sides, xs[None, :], ys[:, None])

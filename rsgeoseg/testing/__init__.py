@@ -1,0 +1,1 @@
+"""Oracle segmenters, scene generator with exact truth, Hypothesis strategies, contract suite."""

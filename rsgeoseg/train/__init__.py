@@ -1,0 +1,1 @@
+"""Training of any model that satisfies Trainable."""

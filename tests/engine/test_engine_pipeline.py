@@ -1,0 +1,276 @@
+import threading
+import time
+from itertools import chain
+
+import numpy as np
+import pytest
+from rasters import write_raster
+from rsgeoseg.geo.scene import Scene
+
+from rsgeoseg.contract import Instances, OutOfMemory
+from rsgeoseg.engine.events import ChipFailed, ChipsProgress, RunStarted
+from rsgeoseg.engine.options import PipelineOptions
+from rsgeoseg.engine.pipeline import group_batches, segment_scene
+from rsgeoseg.engine.reader import ATTEMPTS, ReadChip, read_ahead
+from rsgeoseg.errors import JobCancelled, ModelError, WindowError
+from rsgeoseg.geo.windows import plan_windows
+from rsgeoseg.testing.oracle import OracleSegmenter, encode_ids, oracle_spec
+
+ORACLE = OracleSegmenter(spec=oracle_spec(["a", "b", "c"], chip_size=96, overlap=16))
+
+
+def options(**changes):
+    return PipelineOptions(**{"chip_size": 96, "overlap": 16, **changes})
+
+
+def paint(objects, shape, classes=3):
+    """Objects back to a raster: 1 + label where an object is, so that a doubled or missing pixel shows."""
+    labels, times = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for item in objects:
+        rows, cols = item.box.as_slices()
+        labels[rows, cols][item.mask] = item.label + 1
+        times[rows, cols] += item.mask
+    assert times.max(initial=0) <= 1
+    return labels
+
+
+def truth(ids, classes=3):
+    return np.where(ids > 0, ids % classes + 1, 0)
+
+
+def no_reader_left():
+    return not [thread for thread in threading.enumerate() if thread.name.startswith("rsgeoseg-read")]
+
+
+@pytest.mark.parametrize(("chip", "overlap", "batch"), [(96, 16, 1), (64, 8, 3), (500, 0, 4), (97, 33, 2)])
+def test_the_tiled_result_is_the_whole_result(ids_scene, chip, overlap, batch):
+    path, ids = ids_scene()
+    with Scene.open(path, stretch="none") as scene:
+        result = segment_scene(scene, ORACLE, options(chip_size=chip, overlap=overlap, batch_size=batch))
+    assert (paint(result.objects, ids.shape) == truth(ids)).all()
+    assert len(result.objects) == len(np.unique(ids)) - 1
+    chips = result.record["chips"]
+    assert chips["total"] == chips["done"] == len(result.plan.windows)
+    assert result.record["pixels"] == ids.size
+    assert result.record["stages"]["read"]["bytes"] >= ids.size * 3
+    assert no_reader_left()
+
+
+def test_events_tell_the_whole_story(ids_scene):
+    path, _ = ids_scene()
+    events = []
+    with Scene.open(path, stretch="none") as scene:
+        result = segment_scene(scene, ORACLE, options(batch_size=2), events.append)
+    assert isinstance(events[0], RunStarted)
+    assert events[0].chips == len(result.plan.windows)
+    progress = [event for event in events if isinstance(event, ChipsProgress)]
+    assert [event.done for event in progress] == sorted(event.done for event in progress)
+    assert progress[-1].done == progress[-1].total
+    assert progress[0].to_dict()["event"] == "progress"
+
+
+def test_score_and_class_filters(ids_scene):
+    path, ids = ids_scene()
+    with Scene.open(path, stretch="none") as scene:
+        some = segment_scene(scene, ORACLE, options(labels=frozenset({1})))
+    wanted = np.where(ids % 3 == 1, truth(ids), 0)
+    assert (paint(some.objects, ids.shape) == wanted).all()
+
+
+def test_chips_without_data_never_reach_the_model(tmp_path):
+    ids = np.zeros((96, 400), np.int32)
+    ids[10:50, 20:60] = 5
+    bands = encode_ids(ids)
+    bands[:, :, 120:] = 77
+    path = write_raster(tmp_path / "a.tif", bands, nodata=77)
+
+    class Watching(OracleSegmenter):
+        seen = 0
+
+        def segment(self, chips, prompts=None):
+            Watching.seen += len(chips)
+            assert all(chip.valid.any() for chip in chips)
+            return super().segment(chips)
+
+    with Scene.open(path, stretch="none") as scene:
+        result = segment_scene(scene, Watching(spec=ORACLE.spec), options())
+    chips = result.record["chips"]
+    assert chips["empty"] > 0
+    assert chips["done"] == Watching.seen
+    assert chips["done"] + chips["empty"] == chips["total"]
+    assert len(result.objects) == 1
+
+
+def test_objects_stop_at_missing_data_and_are_flagged(tmp_path):
+    bands = encode_ids(np.zeros((96, 200), np.int32))
+    bands[:, :, 100:] = 77
+
+    class Everywhere:
+        spec = ORACLE.spec
+
+        def segment(self, chips, prompts=None):
+            found = []
+            for chip in chips:
+                height, width = chip.valid.shape
+                inner = np.ones((height - 20, width), bool)
+                box = np.array([[0, 10, width, height - 10]], np.int32)
+                found.append(
+                    Instances(boxes=box, masks=[inner], scores=np.ones(1, np.float32), labels=np.zeros(1, int))
+                )
+            return found
+
+    with Scene.open(write_raster(tmp_path / "a.tif", bands, nodata=77), stretch="none") as scene:
+        result = segment_scene(scene, Everywhere(), options(chip_size=200, overlap=0))
+    (item,) = result.objects
+    assert (item.box.x1, item.truncated) == (100, True)
+
+
+def test_out_of_memory_goes_on_with_smaller_batches(ids_scene):
+    path, ids = ids_scene()
+
+    class Small(OracleSegmenter):
+        def segment(self, chips, prompts=None):
+            if len(chips) > 2:
+                raise OutOfMemory
+            return super().segment(chips)
+
+    with Scene.open(path, stretch="none") as scene:
+        result = segment_scene(scene, Small(spec=ORACLE.spec), options(batch_size=8))
+    assert result.record["batch_size"] == 2
+    assert (paint(result.objects, ids.shape) == truth(ids)).all()
+
+
+class FailsOn(OracleSegmenter):
+    """Cannot stand instance 1."""
+
+    def segment(self, chips, prompts=None):
+        if any((chip.image[2] == 1).any() for chip in chips):
+            msg = "kernel fault"
+            raise RuntimeError(msg)
+        return super().segment(chips)
+
+
+def test_a_chip_the_model_fails_on_stops_the_run_by_name(ids_scene):
+    path, _ = ids_scene()
+    with Scene.open(path, stretch="none") as scene, pytest.raises(ModelError) as caught:
+        segment_scene(scene, FailsOn(spec=ORACLE.spec), options())
+    text = str(caught.value)
+    assert "scene.tif: chip " in text
+    assert "kernel fault" in text
+    assert "--on-chip-error skip" in text
+    assert no_reader_left()
+
+
+def test_or_is_left_out_and_recorded(ids_scene):
+    path, ids = ids_scene()
+    events = []
+    with Scene.open(path, stretch="none") as scene:
+        result = segment_scene(
+            scene, FailsOn(spec=ORACLE.spec), options(on_chip_error="skip", batch_size=4), events.append
+        )
+        grid = scene.grid
+    chips, failed = result.record["chips"], result.record["failed_chips"]
+    assert chips["failed"] == len(failed) == sum(isinstance(event, ChipFailed) for event in events) > 0
+    assert chips["done"] + chips["failed"] == chips["total"]
+    x0, y0, x1, y1 = failed[0]["pixels"]
+    ring = failed[0]["footprint"]["coordinates"][0]
+    assert ring[0] == ring[-1] == list(grid.affine * (x0, y0))
+    assert ring[2] == list(grid.affine * (x1, y1))
+    seen = [result.plan.windows[i].core for i in range(chips["total"]) if i not in {item["index"] for item in failed}]
+    for core in seen:
+        labels = paint(result.objects, ids.shape)[core.as_slices()]
+        assert (labels == truth(ids)[core.as_slices()])[ids[core.as_slices()] > 1].all()
+
+
+@pytest.mark.parametrize("how", ["event", "interrupt"])
+def test_cancelling_joins_the_threads(ids_scene, how):
+    path, _ = ids_scene(400, 400)
+    cancel = threading.Event()
+
+    class Stops(OracleSegmenter):
+        def segment(self, chips, prompts=None):
+            if how == "interrupt":
+                raise KeyboardInterrupt
+            cancel.set()
+            return super().segment(chips)
+
+    with Scene.open(path, stretch="none") as scene, pytest.raises(JobCancelled):
+        segment_scene(scene, Stops(spec=ORACLE.spec), options(), cancel=cancel)
+    assert no_reader_left()
+
+
+def test_a_sink_takes_objects_as_they_leave(ids_scene):
+    path, ids = ids_scene(400, 200, count=30)
+    taken = []
+    with Scene.open(path, stretch="none") as scene:
+        result = segment_scene(scene, ORACLE, options(), sink=taken.append)
+    assert result.objects == []
+    assert len(taken) > 2
+    assert (paint(list(chain.from_iterable(taken)), ids.shape) == truth(ids)).all()
+
+
+class Disk:
+    """Stands for a scene whose disk is slow and bad in places: what real files cannot be made to do on time."""
+
+    def __init__(self, bad=(), recovers_after=99, delay=0.0):
+        self.bad, self.recovers_after, self.delay = set(bad), recovers_after, delay
+        self.reads, self.open, self.most, self.lock = {}, 0, 0, threading.Lock()
+
+    def read(self, box):
+        from rsgeoseg.contract import Chip
+
+        with self.lock:
+            self.reads[box] = self.reads.get(box, 0) + 1
+            self.open += 1
+            self.most = max(self.most, self.open)
+        time.sleep(self.delay * (1 + box.x0 % 3))
+        with self.lock:
+            self.open -= 1
+        if box.x0 in self.bad and self.reads[box] <= self.recovers_after:
+            msg = f"bad block at {box.x0}"
+            raise WindowError(msg)
+        return Chip(image=np.zeros((3, 8, 8), np.uint8), valid=np.ones((8, 8), bool))
+
+
+def test_reading_ahead_keeps_order_and_bounds():
+    windows = plan_windows(8, 400, chip_size=8, overlap=0).windows
+    disk = Disk(delay=0.001)
+    seen = []
+    for item in read_ahead(disk, windows, readers=3, ahead=5):
+        seen.append(item.window.index)
+        assert len(disk.reads) <= len(seen) + 5
+    assert seen == list(range(50))
+    assert disk.most == 3
+
+
+def test_a_chip_is_read_three_times_before_it_fails():
+    windows = plan_windows(8, 32, chip_size=8, overlap=0).windows
+    disk = Disk(bad=[8])
+    items = list(read_ahead(disk, windows, readers=1, ahead=2))
+    assert [item.error is not None for item in items] == [False, True, False, False]
+    assert disk.reads[windows[1].read] == ATTEMPTS
+    again = list(read_ahead(Disk(bad=[8], recovers_after=2), windows, readers=2, ahead=2))
+    assert not any(item.error for item in again)
+
+
+def test_an_abandoned_reader_leaves_no_thread():
+    windows = plan_windows(8, 400, chip_size=8, overlap=0).windows
+    reading = read_ahead(Disk(delay=0.01), windows, readers=2, ahead=4)
+    next(reading)
+    reading.close()
+    assert no_reader_left()
+
+
+def test_groups_keep_order_share_one_shape_and_let_empties_ride():
+    def item(index, side):
+        from rsgeoseg.contract import Chip
+
+        window = plan_windows(8, 80, chip_size=8, overlap=0).windows[index]
+        chip = (
+            None if side is None else Chip(image=np.zeros((1, side, side), np.uint8), valid=np.ones((side, side), bool))
+        )
+        return ReadChip(window=window, chip=chip)
+
+    sides = [None, 4, 4, None, 4, 5, None, 5, None, 4]
+    groups = list(group_batches([item(i, side) for i, side in enumerate(sides)], 2))
+    assert [[i.window.index for i in group] for group in groups] == [[0], [1, 2], [3], [4], [5, 6, 7], [8], [9]]
