@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from rsgeoseg.contract import ModelSpec, Segmenter
     from rsgeoseg.engine.events import Event
     from rsgeoseg.evaluate.coco import CocoResult
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -109,13 +112,16 @@ def run_job(
     start = time.perf_counter()
     tell = on_event or (lambda _event: None)
     try:
-        check_job_output(job)
+        check_job(job)
         model = segmenter or load_segmenter(job)
         with _opened(job, model.spec, scene) as source:
             options = pipeline_options(job, model)
-            result = segment_scene(source, model, options, tell, cancel)
-            return _delivery(job).deliver(
-                result, source, model.spec, job=asdict(job), start=start, tell=tell, cancel=cancel
+            _warn_of_ground(source, model.spec)
+            delivery = _delivery(job)
+            collector = delivery.collector(source, model.spec)
+            result = segment_scene(source, model, options, tell, cancel, collector.take)
+            return delivery.deliver(
+                collector, result, source, model.spec, job=asdict(job), start=start, tell=tell, cancel=cancel
             )
     except KeyboardInterrupt as error:
         msg = "cancelled: nothing was written"
@@ -134,7 +140,7 @@ def run_jobs(
         RsGeoSegError: as ``run``; results that were yielded stay.
     """
     for job in jobs:
-        check_job_output(job)
+        check_job(job)
     loaded: dict[tuple[str, str | None, str], Segmenter] = {}
     for job in jobs:
         key = (job.model, job.weights, job.device)
@@ -192,12 +198,15 @@ def evaluate(
     )
 
 
-def check_job_output(job: RunJob) -> None:
-    """Refuse an output that could not be written, before the work.
+def check_job(job: RunJob) -> None:
+    """Refuse a scene that is missing and an output that could not be written, before a model is loaded.
 
     Raises:
+        SceneError: there is no such file.
         OutputError: it exists, its folder is missing or read-only, or no format goes with its name.
     """
+    if not Path(job.scene).exists():
+        Scene.open(job.scene).close()  # says what is wrong with it
     if job.output is not None:
         check_output(Path(job.output), overwrite=job.overwrite, format=job.format)
 
@@ -246,6 +255,15 @@ def pipeline_options(job: RunJob, segmenter: Segmenter) -> PipelineOptions:
         nms=job.nms,
         on_chip_error=job.on_chip_error,
     )
+
+
+def _warn_of_ground(scene: Scene, spec: ModelSpec) -> None:
+    """Say when a model never saw pixels of this size: it will then find little, and nothing else would tell."""
+    gsd = scene.grid.gsd
+    if gsd is None or spec.gsd_range is None or spec.gsd_range[0] <= gsd <= spec.gsd_range[1]:
+        return
+    text = "%s has %.3g m per pixel, the weights were trained on %g to %g: expect poor results, or try --gsd"
+    logger.warning(text, scene.name, gsd, *spec.gsd_range)
 
 
 def _delivery(job: RunJob) -> Delivery:

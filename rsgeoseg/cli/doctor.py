@@ -16,8 +16,12 @@ from rsgeoseg.errors import RsGeoSegError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_FAULTS = (ImportError, OSError, RuntimeError, ValueError, KeyError, AttributeError, RsGeoSegError)
+_FAULTS = (ImportError, OSError, RuntimeError, ValueError, KeyError, AttributeError)
 """What a broken installation raises; a check that ends in one of these failed."""
+
+
+class UnfitError(Exception):
+    """Something is here, but not as a run needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Check:
 
 
 def doctor(as_json: common.Json = False, verbose: common.Verbose = False) -> int:
-    """Check versions, devices, weights and disk, then run a tiny scene from end to end.
+    """Check this installation and run a tiny scene.
 
     Exit code 0 when all is well, 1 otherwise.
     """
@@ -55,6 +59,8 @@ def run_check(name: str, look: Callable[[], str]) -> Check:
     """Look at one thing; what goes wrong becomes the detail of a failed check."""
     try:
         return Check(name, ok=True, detail=look())
+    except (UnfitError, RsGeoSegError) as error:
+        return Check(name, ok=False, detail=" ".join(str(error).split()))
     except _FAULTS as error:
         return Check(name, ok=False, detail=" ".join(f"{type(error).__name__}: {error}".split()))
 
@@ -76,7 +82,7 @@ def _torch() -> str:
 
     if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 10):
         msg = f"{torch.__version__} is too old to load weights safely: install torch 2.10 or later"
-        raise RuntimeError(msg)
+        raise UnfitError(msg)
     return f"{torch.__version__}, {torch.get_num_threads()} threads"
 
 
@@ -89,7 +95,7 @@ def _gdal() -> str:
     missing = {"GTiff", "PNG", "JPEG"} - readable | {"GPKG", "FlatGeobuf", "GeoJSON"} - set(pyogrio.list_drivers())
     if missing:
         msg = f"GDAL {rasterio.__gdal_version__} lacks {', '.join(sorted(missing))}: reinstall rasterio and pyogrio"
-        raise RuntimeError(msg)
+        raise UnfitError(msg)
     jp2 = "with" if "JP2OpenJPEG" in readable else "without"
     return f"{rasterio.__gdal_version__} (rasterio), {pyogrio.__gdal_version_string__} (pyogrio), {jp2} JPEG 2000"
 
@@ -100,7 +106,7 @@ def _proj() -> str:
     x, y = pyproj.Transformer.from_crs("EPSG:4326", "EPSG:32631", always_xy=True).transform(3.0, 45.0)
     if abs(x - 500_000) > 1 or abs(y - 4_982_950.4) > 1:
         msg = f"PROJ {pyproj.proj_version_str} computes wrong coordinates ({x:.1f}, {y:.1f}): reinstall pyproj"
-        raise RuntimeError(msg)
+        raise UnfitError(msg)
     return f"{pyproj.proj_version_str}, data in {pyproj.datadir.get_data_dir()}"
 
 
@@ -140,7 +146,7 @@ def _memory() -> str:
         return "the system does not tell"
     if total < 2_000_000_000:
         msg = f"{common.human_bytes(total)} is little: a run needs about 2 GB"
-        raise RuntimeError(msg)
+        raise UnfitError(msg)
     return f"{common.human_bytes(total)} in all"
 
 
@@ -151,8 +157,23 @@ def _disk() -> str:
     text = ", ".join(f"{name} {common.human_bytes(count)} free" for name, count in free.items())
     if short:
         msg = f"{text}: make room, a result may not fit"
-        raise RuntimeError(msg)
+        raise UnfitError(msg)
     return text
+
+
+def _weights() -> str:
+    from rsgeoseg.weights.cards import bundled_cards
+    from rsgeoseg.weights.files import sha256_of
+
+    cards = bundled_cards()
+    if not cards:
+        msg = "none come with this installation: install rsgeoseg again, or give --weights PATH to every run"
+        raise UnfitError(msg)
+    for card in cards:
+        if sha256_of(card.path) != card.sha256:
+            msg = f"{card.path} is damaged (sha256 differs from its card): install rsgeoseg again"
+            raise UnfitError(msg)
+    return ", ".join(f"{card.id} ({common.human_bytes(card.bytes)}, verified)" for card in cards)
 
 
 def _tiny_run() -> str:
@@ -168,7 +189,7 @@ def _tiny_run() -> str:
         written = len(pyogrio.read_dataframe(output))
         if written != len(frame):
             msg = f"{len(frame)} objects found, but {written} in the file"
-            raise RuntimeError(msg)
+            raise UnfitError(msg)
         record = frame.attrs["rsgeoseg"]
         return f"{written} objects in {record['seconds']:.1f} s, written and read back"
 
@@ -183,6 +204,7 @@ CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("accelerator", _accelerator),
     ("memory", _memory),
     ("disk", _disk),
+    ("weights", _weights),
     ("run", _tiny_run),
 )
 """What is looked at, in order: a failure often explains those after it."""

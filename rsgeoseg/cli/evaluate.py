@@ -45,8 +45,9 @@ def evaluate(
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
 ) -> None:
-    """Measure average precision (COCO's rule) of a model on images, or of a map of polygons.
+    """Measure how good a model or a map is.
 
+    Average precision by COCO's rule, in per cent.
     evaluate truth.gpkg found.gpkg: polygons on the map. evaluate truth.json --images FOLDER: a model, image by image.
     evaluate truth.json results.json: COCO results.
     """

@@ -27,7 +27,7 @@ def info(
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
 ) -> None:
-    """Show size, place, bands, values and the chips that a run would need."""
+    """Show what is in a raster and what a run would do."""
     common.set_up(verbose=verbose, quiet=quiet)
     from rsgeoseg.engine.order import RunJob
     from rsgeoseg.geo.scene import Scene

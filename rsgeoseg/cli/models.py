@@ -17,7 +17,7 @@ def models(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show all about one model.")] = None,
     as_json: common.Json = False,
 ) -> None:
-    """List the models, or show one of them with its weights."""
+    """List the models, or show all about one."""
     from rsgeoseg import registry
 
     cards = registry.list_models() if name is None else [registry.card(name)]

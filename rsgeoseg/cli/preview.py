@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rsgeoseg.cli import common
-from rsgeoseg.errors import UsageError
-
-if TYPE_CHECKING:
-    from geopandas import GeoDataFrame
-
 
 Result = Annotated[
     Path,
@@ -40,14 +35,15 @@ def preview(
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
 ) -> None:
-    """Draw objects over a small picture of their scene, coloured by class."""
+    """Draw a result over its scene, as PNG or HTML."""
     common.set_up(verbose=verbose, quiet=quiet)
     from rsgeoseg.engine.options import parse_numbers
     from rsgeoseg.geo.preview import check_preview_path, make_preview, write_preview
     from rsgeoseg.geo.scene import Scene
+    from rsgeoseg.geo.vectors import load_frame
 
     check_preview_path(output, overwrite=overwrite)
-    frame = read_result(result)
+    frame = load_frame(result)
     if "score" in frame:
         frame = frame[frame["score"] >= score_threshold]
     numbers = None if bands is None else [int(band) for band in parse_numbers("bands", bands, whole=True)]
@@ -56,29 +52,3 @@ def preview(
     write_preview(picture, output, overwrite=overwrite)
     if not quiet:
         print(f"{output}: {len(picture.shapes)} of {len(frame)} objects drawn")
-
-
-def read_result(path: Path) -> GeoDataFrame:
-    """Read the objects that a run wrote.
-
-    Raises:
-        UsageError: no such file, or not a vector file.
-    """
-    import geopandas
-    import pyogrio
-    from pyogrio.errors import DataLayerError, DataSourceError
-
-    if not path.exists():
-        msg = f"{path} does not exist: give the file that `rsgeoseg run` wrote"
-        raise UsageError(msg)
-    try:
-        if path.suffix.lower() in (".parquet", ".geoparquet"):
-            return geopandas.read_parquet(path)
-        frame = pyogrio.read_dataframe(path)
-    except (DataSourceError, DataLayerError, ValueError, OSError) as error:
-        msg = f"{path} cannot be read as objects: {error}; give a GPKG, GeoJSON, FlatGeobuf, GeoParquet or Shapefile"
-        raise UsageError(msg) from error
-    if not hasattr(frame, "geometry"):
-        msg = f"{path} has no geometries: give a GPKG, GeoJSON, FlatGeobuf, GeoParquet or Shapefile"
-        raise UsageError(msg)
-    return frame

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from rsgeoseg.engine.collect import FrameCollector
 from rsgeoseg.engine.events import Event, RunFinished, StageStarted
 from rsgeoseg.engine.memory import peak_memory
 from rsgeoseg.engine.reader import check_cancel
 from rsgeoseg.engine.record import model_record, rate, scene_record, versions
-from rsgeoseg.geo.frame import objects_to_frame, parse_area
 from rsgeoseg.geo.writers import write_frame, write_record
 
 if TYPE_CHECKING:
@@ -45,8 +45,24 @@ class Delivery:
     regularize: bool = False
     dst_crs: str | None = None
 
+    def collector(self, scene: Scene, spec: ModelSpec) -> FrameCollector:
+        """Return what takes the objects of a scene.
+
+        Raises:
+            UsageError: options that do not fit the scene.
+        """
+        return FrameCollector(
+            scene.grid,
+            spec,
+            min_area=self.min_area,
+            simplify=self.simplify,
+            regularize=self.regularize,
+            dst_crs=self.dst_crs,
+        )
+
     def deliver(
         self,
+        collector: FrameCollector,
         result: SceneResult,
         scene: Scene,
         spec: ModelSpec,
@@ -56,12 +72,13 @@ class Delivery:
         tell: Callable[[Event], None],
         cancel: threading.Event | None = None,
     ) -> GeoDataFrame:
-        """Draw polygons, write the output and its record.
+        """Write the output and its record.
 
         Args:
-            result: what ``segment_scene`` found.
-            scene: the scene it was found in.
-            spec: the model that found it.
+            collector: holds the objects.
+            result: what happened while they were found.
+            scene: the scene they were found in.
+            spec: the model that found them.
             job: the order, for the record.
             start: ``time.perf_counter()`` at the start of the run.
             tell: takes events.
@@ -75,9 +92,9 @@ class Delivery:
             JobCancelled: ``cancel`` was set.
         """
         tell(StageStarted(stage="polygonize"))
-        stages, before = result.record["stages"], time.perf_counter()
-        frame = self._frame(result, scene, spec)
-        stages["polygonize"] = {"seconds": _since(before)}
+        stages = result.record["stages"]
+        frame = collector.finish()
+        stages["polygonize"] = {"seconds": round(collector.seconds, 6)}
         check_cancel(cancel)
         if self.output is not None:
             tell(StageStarted(stage="write"))
@@ -90,18 +107,6 @@ class Delivery:
         frame.attrs["rsgeoseg"] = record
         _tell_end(record, scene.name, self.output, tell)
         return frame
-
-    def _frame(self, result: SceneResult, scene: Scene, spec: ModelSpec) -> GeoDataFrame:
-        return objects_to_frame(
-            result.objects,
-            grid=scene.grid,
-            classes=spec.classes,
-            model=spec.name,
-            min_area=None if self.min_area is None else parse_area(self.min_area),
-            simplify=self.simplify,
-            regularize=self.regularize,
-            dst_crs=self.dst_crs,
-        )
 
     def _write(self, frame: GeoDataFrame, scene: Scene, spec: ModelSpec) -> None:
         assert self.output is not None

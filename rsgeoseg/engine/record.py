@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import platform
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import pyproj
 import rasterio
-
-import rsgeoseg
 
 if TYPE_CHECKING:
     from rsgeoseg.contract import ModelSpec
@@ -20,7 +19,9 @@ _PACKAGES = ("numpy", "rasterio", "shapely", "geopandas", "pyogrio", "torch", "t
 
 def versions() -> dict[str, str | None]:
     """Return the versions that decide a result: rsgeoseg, Python, its packages, GDAL and PROJ."""
-    found: dict[str, str | None] = {"rsgeoseg": rsgeoseg.__version__, "python": platform.python_version()}
+    # By name at run time: an import statement would tie the engine to everything the package's front page names.
+    own = str(import_module("rsgeoseg").__version__)
+    found: dict[str, str | None] = {"rsgeoseg": own, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyogrio
+import pyproj
 import shapely
 from affine import Affine
 from pyogrio.errors import DataLayerError, DataSourceError
+from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
 from shapely.geometry.base import BaseGeometry
 
@@ -84,7 +86,7 @@ def _pixel_affine(box: Box, rows: int, cols: int) -> Affine:
 
 
 def load_area(aoi: str | os.PathLike[str] | GeoDataFrame | GeoSeries | BaseGeometry, grid: GeoGrid) -> BaseGeometry:
-    """Return an area of interest as valid polygons in the CRS of a grid.
+    """Return an area of interest as valid polygons in the CRS of a grid, cut to about the grid if it comes in another.
 
     Args:
         aoi: a vector file, a frame or series of geopandas, or a geometry in the grid's CRS.
@@ -105,14 +107,15 @@ def load_area(aoi: str | os.PathLike[str] | GeoDataFrame | GeoSeries | BaseGeome
         msg = f"{name} is in {crs.name}, but the scene has no CRS to place it in; give the area in pixel coordinates"
         raise SceneError(msg)
     elif crs != grid.crs.to_wkt():
+        shapes = _near(shapes, grid)
         low_x, low_y, high_x, high_y = shapes.total_bounds
         piece = max(high_x - low_x, high_y - low_y) / _EDGE_PIECES
         shapes = (shapes.segmentize(piece) if piece > 0 else shapes).to_crs(grid.crs.to_wkt())
-    area = _polygons(shapely.union_all(shapely.make_valid(shapes.to_numpy())), name)
-    if not all(math.isfinite(value) for value in area.bounds):
+    geometries = shapes[~(shapes.isna() | shapes.is_empty)].to_numpy()
+    if not np.isfinite(shapely.get_coordinates(geometries)).all():
         msg = f"{name} reaches where the scene's CRS is not defined; cut it to the scene"
         raise SceneError(msg)
-    return area
+    return _polygons(shapely.union_all(shapely.make_valid(geometries)), name)
 
 
 def crop(
@@ -162,6 +165,24 @@ def crop(
     assert kept is not None  # it holds some of the scene
     moved = shapely.transform(_polygons(left, "the area of interest"), lambda points: points - (kept.x0, kept.y0))
     return kept, PixelArea(moved)
+
+
+def _near(shapes: GeoSeries, grid: GeoGrid) -> GeoSeries:
+    """Cut shapes to about the scene before a change of CRS: far away, a projection folds or is not defined.
+
+    Shapes that are nowhere near are returned as they are.
+    """
+    try:
+        to_shapes = pyproj.Transformer.from_crs(grid.crs.to_wkt(), shapes.crs, always_xy=True)  # type: ignore[union-attr]
+        x0, y0, x1, y1 = to_shapes.transform_bounds(*grid.bounds)
+    except ProjError:
+        return shapes
+    if not (math.isfinite(x0 + y0 + x1 + y1) and x0 < x1 and y0 < y1):  # x0 > x1: across the antimeridian
+        return shapes
+    margin = max(x1 - x0, y1 - y0)
+    near = shapes.make_valid().clip_by_rect(x0 - margin, y0 - margin, x1 + margin, y1 + margin)
+    near = near[~near.is_empty]
+    return near if len(near) else shapes
 
 
 def _read_vector(path: str | os.PathLike[str]) -> GeoDataFrame:

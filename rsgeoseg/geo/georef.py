@@ -41,7 +41,7 @@ def read_grid(dataset: DatasetReader, path: Path) -> GeoGrid:
     if not crs:
         crs = None
         why = "RPCs but no CRS (orthorectify it for coordinates)" if dataset.rpcs is not None else "no CRS"
-        where = "pixel" if affine.is_identity else "its world file's"
+        where = "pixel" if affine.is_identity else "the file's own"
         logger.warning("%s has %s: results are in %s coordinates, without areas in m2", path.name, why, where)
     try:
         return GeoGrid(dataset.height, dataset.width, affine, crs)

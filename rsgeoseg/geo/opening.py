@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from rsgeoseg.errors import SceneError
 
@@ -44,8 +45,11 @@ MAX_BLOCK_BYTES = 256 << 20
 SAFE_BLOCK_BYTES = 16 << 20
 MAX_RATIO = 10_000
 """Declared bytes to file bytes. Only refused with blocks above ``SAFE_BLOCK_BYTES``: sparse files are legitimate."""
-GDAL_CACHE_BYTES = 64 << 20
-"""Blocks of overviews, VRT sources and warped reads; whole scenes have their own cache of tiles."""
+GDAL_CACHE_BYTES = 32 << 20
+"""GDAL's block cache; scenes have their own cache of tiles, so that each block is asked for once."""
+
+READ_ERRORS = (RasterioError, CPLE_BaseError, UnicodeDecodeError)
+"""What rasterio raises for a bad file: its own errors, GDAL's as they are in places, those of text that is none."""
 
 _MAGIC = {
     "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
@@ -57,13 +61,19 @@ _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _open_lock = threading.Lock()
 
 
-def gdal_env() -> Any:
+def gdal_env(cache_bytes: int = GDAL_CACHE_BYTES) -> Any:
     """Return the GDAL settings that every open and read of this package runs under.
 
     Folders are not listed (slow on shares, and a folder may hold anything); sidecars are still found by name.
+
+    Args:
+        cache_bytes: GDAL's block cache, which the whole process shares.
     """
     return rasterio.Env(
-        GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="TRUE", GDAL_VRT_ENABLE_PYTHON="NO"
+        GDAL_CACHEMAX=cache_bytes,
+        GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
+        GDAL_VRT_ENABLE_PYTHON="NO",
+        GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",  # that path returns stray memory for a truncated file, without an error
     )
 
 
@@ -130,9 +140,17 @@ def open_dataset(path: Path, driver: str) -> DatasetReader:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             return rasterio.open(path, driver=driver)
-        except (RasterioIOError, RasterioError) as error:
-            msg = f"{path} cannot be opened as {driver}: {_reason(error, path)}; check that it is complete"
+        except READ_ERRORS as error:
+            msg = f"{path} cannot be opened as {driver}: {reason(error, path)}; check that it is complete"
             raise SceneError(msg) from error
+
+
+def reason(error: Exception, path: Path) -> str:
+    """Return GDAL's words in one line, without the path they often begin with."""
+    text = " ".join(str(error.__cause__ or error).split())
+    for start in (f"'{path}' ", f"{path}: ", f"{path.name}, ", f"{path.name}: "):
+        text = text.removeprefix(start)
+    return text.rstrip(".")
 
 
 def check_sidecars(path: Path) -> None:
@@ -189,12 +207,6 @@ def check_caps(dataset: DatasetReader, path: Path, driver: str) -> None:
     if not sparse_possible and declared > MAX_RATIO * max(size, 1):
         msg = f"{path} declares {declared} bytes of pixels in {size} bytes of file: it is damaged or made to do harm"
         raise SceneError(msg)
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """GDAL's words in one line, without the path they usually begin with."""
-    text = " ".join(str(error.__cause__ or error).split())
-    return text.removeprefix(f"'{path}' ").removeprefix(f"{path}: ").rstrip(".")
 
 
 def _without_secrets(url: str) -> str:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
 from rsgeoseg.errors import SceneError, UsageError
 from rsgeoseg.geo import opening
 from rsgeoseg.geo.georef import read_grid
+from rsgeoseg.geo.tiles import TILE_SIDE
 from rsgeoseg.geo.vrt import vrt_sources
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _WARP_CRS = "EPSG:3857"
 """Stands for "pixels" on both sides of a resampling: any projected CRS does, nothing is reprojected."""
+_INDIRECT_CACHE_BYTES = (64 << 20, 512 << 20)
+"""Least and most of GDAL's block cache where it reads through a VRT or a resampling."""
 _LATTICE = 16
 _LATTICE_SIDE = 128
 _WHOLE_SAMPLE_PIXELS = 8192 * 8192
@@ -85,21 +87,29 @@ def inspect_raster(source: str | os.PathLike[str]) -> RasterInfo:
         msg = f"{path} cannot be read: {error.strerror}; check its permissions"
         raise SceneError(msg) from error
     with opening.open_dataset(path, driver) as dataset:
-        opening.check_caps(dataset, path, driver)
-        rows, cols = dataset.block_shapes[0]
-        return RasterInfo(
-            path=path,
-            driver=driver,
-            grid=read_grid(dataset, path),
-            count=dataset.count,
-            dtypes=tuple(dataset.dtypes),
-            nodata=tuple(dataset.nodatavals),
-            flags=tuple(frozenset(flags) for flags in dataset.mask_flag_enums),
-            colors=tuple(dataset.colorinterp),
-            block=(rows, cols),
-            has_overviews=bool(dataset.overviews(1)),
-            sources=tuple(sources),
-        )
+        try:
+            return _read_header(dataset, path, driver, tuple(sources))
+        except opening.READ_ERRORS as error:
+            msg = f"{path} has a damaged header: {opening.reason(error, path)}; fetch it again"
+            raise SceneError(msg) from error
+
+
+def _read_header(dataset: DatasetReader, path: Path, driver: str, sources: tuple[Path, ...]) -> RasterInfo:
+    opening.check_caps(dataset, path, driver)
+    rows, cols = dataset.block_shapes[0]
+    return RasterInfo(
+        path=path,
+        driver=driver,
+        grid=read_grid(dataset, path),
+        count=dataset.count,
+        dtypes=tuple(dataset.dtypes),
+        nodata=tuple(dataset.nodatavals),
+        flags=tuple(frozenset(flags) for flags in dataset.mask_flag_enums),
+        colors=tuple(dataset.colorinterp),
+        block=(rows, cols),
+        has_overviews=bool(dataset.overviews(1)),
+        sources=sources,
+    )
 
 
 class HandlePool:
@@ -108,11 +118,11 @@ class HandlePool:
     Args:
         open_handle: opens one.
         serial: never more than one, because the codec reads from top to bottom.
+        cache_bytes: GDAL's block cache while reading.
     """
 
-    def __init__(self, open_handle: Callable[[], Any], *, serial: bool) -> None:
-        self._open = open_handle
-        self._serial = serial
+    def __init__(self, open_handle: Callable[[], Any], *, serial: bool, cache_bytes: int) -> None:
+        self._open, self._serial, self._cache_bytes = open_handle, serial, cache_bytes
         self._forget()
 
     def _forget(self) -> None:
@@ -135,7 +145,7 @@ class HandlePool:
 
     @contextmanager
     def _lend(self) -> Iterator[Any]:
-        with opening.gdal_env():
+        with opening.gdal_env(self._cache_bytes):
             with self._lock:
                 handle = self._idle.pop() if self._idle else None
             handle = handle or self._open()
@@ -175,8 +185,11 @@ class Raster:
         self._by_mask = not self._by_nodata and not any(MaskFlags.all_valid in flag for flag in flags)
         self._is_float = not np.issubdtype(self.dtype, np.integer)
         serial = info.driver in opening.SERIAL_DRIVERS
-        self._files = HandlePool(self._open_file, serial=serial)
-        self._pixels = self._files if factors is None else HandlePool(self._open_warped, serial=serial)
+        cache = self._gdal_cache_bytes()
+        self._files = HandlePool(self._open_file, serial=serial, cache_bytes=cache)
+        self._pixels = self._files
+        if factors is not None:
+            self._pixels = HandlePool(self._open_warped, serial=serial, cache_bytes=cache)
 
     @property
     def always_valid(self) -> bool:
@@ -187,7 +200,7 @@ class Raster:
         """Read a box of the raster's grid, all bands in one call.
 
         Raises:
-            RasterioError: a block cannot be read.
+            opening.READ_ERRORS: a block cannot be read.
         """
         window = RasterWindow(box.x0, box.y0, box.width, box.height)
         with self._pixels.handle() as handle:
@@ -199,7 +212,7 @@ class Raster:
         """Read a box of the raster's grid averaged into rows x cols pixels; uses overviews where there are.
 
         Raises:
-            RasterioError: a block cannot be read.
+            opening.READ_ERRORS: a block cannot be read.
         """
         fx, fy = self.factors or (1.0, 1.0)
         width, height = self.info.grid.width, self.info.grid.height
@@ -219,7 +232,7 @@ class Raster:
             Pixels in no particular arrangement; the same for the same file, always.
 
         Raises:
-            RasterioError: nothing can be read.
+            opening.READ_ERRORS: nothing can be read.
         """
         height, width = self.info.grid.height, self.info.grid.width
         if self.info.has_overviews or height * width <= _WHOLE_SAMPLE_PIXELS:
@@ -239,7 +252,8 @@ class Raster:
 
     def _sample_lattice(self, height: int, width: int) -> Pixels:
         rows, cols = min(_LATTICE_SIDE, height), min(_LATTICE_SIDE, width)
-        images, valids, failed = [], [], None
+        images, valids = [], []
+        failed: Exception | None = None
         for i in range(_LATTICE):
             for j in range(_LATTICE):
                 y = (height - rows) * (2 * i + 1) // (2 * _LATTICE)
@@ -249,7 +263,7 @@ class Raster:
                     with self._files.handle() as handle:
                         image = handle.read(self.bands, window=window, out_dtype=self.dtype.name)
                         mask = self._read_mask(handle, window=window)
-                except RasterioError as error:
+                except opening.READ_ERRORS as error:
                     failed = error
                     continue
                 valid = self._valid(image, mask)
@@ -259,6 +273,14 @@ class Raster:
             assert failed is not None
             raise failed
         return np.concatenate(images, axis=1), np.concatenate(valids, axis=0)
+
+    def _gdal_cache_bytes(self) -> int:
+        """A row of blocks, where GDAL reads blocks that are not the scene's own tiles: under a VRT or a resampling."""
+        if self.factors is None and self.info.driver != "VRT":
+            return opening.GDAL_CACHE_BYTES
+        rows = math.ceil(TILE_SIDE * (1.0 if self.factors is None else self.factors[1])) + self.info.block[0]
+        need = rows * self.info.grid.width * len(self.bands) * self.dtype.itemsize
+        return min(max(need, _INDIRECT_CACHE_BYTES[0]), _INDIRECT_CACHE_BYTES[1])
 
     def _read_mask(self, handle: Any, **how: Any) -> NDArray[np.bool_] | None:
         if not self._by_mask:

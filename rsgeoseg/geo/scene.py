@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from rasterio.errors import RasterioError
 
 from rsgeoseg.contract import Chip
 from rsgeoseg.errors import SceneError, UsageError, WindowError
 from rsgeoseg.geo.area import crop, load_area
 from rsgeoseg.geo.bands import choose_bands
+from rsgeoseg.geo.opening import READ_ERRORS, reason
 from rsgeoseg.geo.raster import Raster, RasterInfo, inspect_raster, resampling_factors
 from rsgeoseg.geo.stretch import Stretch, estimate_stretch, parse_stretch
 from rsgeoseg.geo.tiles import Tile, TileCache, cache_layout
@@ -207,8 +207,8 @@ class Scene:
             return self.read(whole)
         try:
             raw, raw_valid = self._raster.read_decimated(self._crop, rows, cols)
-        except RasterioError as error:
-            msg = f"{self.path} cannot be read for an overview: {_reason(error)}; check that it is complete"
+        except READ_ERRORS as error:
+            msg = f"{self.path} cannot be read for an overview: {reason(error, self.path)}; check that it is complete"
             raise SceneError(msg) from error
         image, valid = self._finish(raw, raw_valid)
         inside = None if self._area is None else self._area.valid(whole, (rows, cols))
@@ -292,8 +292,9 @@ class Scene:
                 if rule.kind == "percentile":
                     try:
                         sample, valid = self._raster.sample()
-                    except RasterioError as error:
-                        msg = f"{self.path} cannot be read to find its stretch: {_reason(error)}; give minmax:LOW,HIGH"
+                    except READ_ERRORS as error:
+                        why = reason(error, self.path)
+                        msg = f"{self.path} cannot be read to find its stretch: {why}; give minmax:LOW,HIGH"
                         raise SceneError(msg) from error
                 else:
                     sample, valid = np.zeros((len(self._raster.bands), 1, 1), self.dtype), None
@@ -336,7 +337,7 @@ class Scene:
         """Copy a box of the whole raster together from tiles."""
         try:
             parts = list(self._tiles.tiles(box))
-        except RasterioError:
+        except READ_ERRORS:
             # A tile holds several blocks: the window may need only good ones.
             parts = [(box, self._load_window(box, asked))]
         image = np.empty((len(self._order), box.height, box.width), self._out_dtype)
@@ -355,9 +356,10 @@ class Scene:
     def _load_window(self, box: Box, asked: Box) -> Tile:
         try:
             return self._load_tile(box)
-        except RasterioError as error:
+        except READ_ERRORS as error:
             place = f"x {asked.x0}-{asked.x1}, y {asked.y0}-{asked.y1}"
-            msg = f"{self.path}: window {place} cannot be read: {_reason(error)}; check that the file is complete"
+            why = reason(error, self.path)
+            msg = f"{self.path}: window {place} cannot be read: {why}; check that the file is complete"
             raise WindowError(msg) from error
 
     @property
@@ -369,7 +371,3 @@ class Scene:
     def _empty_chip(self, height: int, width: int) -> Chip:
         image = np.zeros((len(self._order), height, width), self._out_dtype)
         return Chip(image=image, valid=np.zeros((height, width), np.bool_), gsd=self._gsd)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error.__cause__ or error).split()).rstrip(".")

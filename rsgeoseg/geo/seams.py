@@ -174,11 +174,12 @@ def _pieces_agree(a: View, b: View, strip: Corners, smaller: int, match_iou: flo
         return False
     both = (pieces_a > 0) & (pieces_b > 0)
     pairs, counts = np.unique(pieces_a[both].astype(np.int64) * len(sizes_b) + pieces_b[both], return_counts=True)
-    leaving = _labels_on_edge(pieces_a, frame, strip)
+    leaving_a, leaving_b = (_labels_on_edge(pieces, frame, strip) for pieces in (pieces_a, pieces_b))
     for pair, shared in zip(pairs.tolist(), counts.tolist(), strict=True):
         piece_a, piece_b = divmod(pair, len(sizes_b))
         least = match_iou if 2 * shared >= smaller else max(match_iou, MINOR_PIECE_IOU)
-        if piece_a in leaving and _enough(shared, int(sizes_a[piece_a]), int(sizes_b[piece_b]), least):
+        leaves = piece_a in leaving_a or piece_b in leaving_b
+        if leaves and _enough(shared, int(sizes_a[piece_a]), int(sizes_b[piece_b]), least):
             return True
     return False
 

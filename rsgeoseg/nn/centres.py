@@ -93,7 +93,7 @@ def read_cells(
 
 
 @torch.no_grad()
-def strongest_peaks(logits: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
+def strongest_peaks(logits: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Find the strongest local maxima over all levels.
 
     Args:
@@ -101,7 +101,7 @@ def strongest_peaks(logits: Sequence[Tensor], count: int) -> tuple[Tensor, Tenso
         count: peaks per image, K.
 
     Returns:
-        Level, row and column, (B, K) int64 each, strongest first.
+        Level, row and column, (B, K) int64 each, and the logits (B, K), strongest first.
     """
     scores, levels, rows, columns = [], [], [], []
     for index, x in enumerate(logits):
@@ -114,8 +114,9 @@ def strongest_peaks(logits: Sequence[Tensor], count: int) -> tuple[Tensor, Tenso
         rows.append(flat // w)
         columns.append(flat % w)
     joined = torch.cat(scores, 1)
-    chosen = joined.topk(min(count, joined.shape[1]), dim=1).indices
-    return tuple(torch.cat(x, 1).gather(1, chosen) for x in (levels, rows, columns))  # type: ignore[return-value]
+    best_scores, chosen = joined.topk(min(count, joined.shape[1]), dim=1)
+    level, row, column = (torch.cat(x, 1).gather(1, chosen) for x in (levels, rows, columns))
+    return level, row, column, best_scores
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from pycocotools import mask as rle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,8 +77,10 @@ def draw_crop(
         matrix = _geometry(image, side, config, rng)
         row, column = divmod(index, parts)
         where = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        centres = matrix.copy()  # cv2 counts pixel centres as integers, annotations count pixel corners
+        centres[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5
         canvas[where] = cv2.warpAffine(
-            rgb, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(127, 127, 127)
+            rgb, centres, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(127, 127, 127)
         )
         for label, rings in zip(image.labels.tolist(), image.polygons, strict=True):
             mask = _draw(rings, matrix, side, config.smallest_part)
@@ -123,10 +126,9 @@ def _draw(
     low, high = points.min(0), points.max(0)
     if (high <= 0).any() or (low >= side).any():
         return None
-    mask = np.zeros((side, side), np.uint8)
-    # cv2 counts pixel centres as integers: shift half a pixel; 4 fractional bits
-    fixed = [np.round((ring - 0.5) * 16).astype(np.int32) for ring in moved]
-    cv2.fillPoly(mask, fixed, 1, shift=4)
+    # pycocotools draws as the annotations are scored; cv2.fillPoly would add half a pixel all around
+    runs = rle.frPyObjects([ring.ravel().tolist() for ring in moved], side, side)
+    mask = np.asarray(rle.decode(rle.merge(runs)))
     whole = sum(abs(_area(ring)) for ring in moved)
     visible = int(mask.sum())
     if visible < 16 or visible < smallest * whole:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
@@ -134,11 +135,12 @@ def train(
         logger=CSVLogger(str(output), name="", version=""),
         log_every_n_steps=min(20, config.interval),
         callbacks=[
+            _Checkpoint(output / "last.ckpt"),
             validation,
-            ModelCheckpoint(output, save_last=True, save_top_k=0, every_n_epochs=1, save_on_train_epoch_end=True),
             *([RichProgressBar()] if progress else []),
         ],
         enable_progress_bar=progress,
+        enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
@@ -178,16 +180,31 @@ class _Stream(TrainingModule):
         self.data = data
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Give the crops of the next ``interval`` steps."""
+        """Give the crops up to the next multiple of ``interval`` steps."""
         config = self.run
+        left = config.interval - self.global_step % config.interval
         stream = CropStream(
             self.data,
             AugmentConfig(crop=config.crop),
             seed=config.seed,
             start=self.global_step * config.batch_size,
-            length=config.interval * config.batch_size,
+            length=left * config.batch_size,
         )
         return DataLoader(stream, batch_size=config.batch_size, collate_fn=collate)
+
+
+class _Checkpoint(Callback):
+    """Saves everything at the end of every interval, before it is validated; a torn file never replaces a whole one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save beside, then rename."""
+        del pl_module
+        beside = self.path.with_name(f".{self.path.name}.part")
+        trainer.save_checkpoint(beside)
+        os.replace(beside, self.path)  # noqa: PTH105  (atomic on every system)
 
 
 class _Validation(Callback):
@@ -202,6 +219,8 @@ class _Validation(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Measure and log."""
         assert isinstance(pl_module, TrainingModule)
+        if trainer.global_step % self.config.interval and trainer.global_step < self.config.steps:
+            return  # a resumed Lightning epoch may end early
         self.result = self.measure(pl_module)
         pl_module.log_dict({"val/ap": self.result.ap, "val/ap50": self.result.ap50}, prog_bar=True)
         if self.report is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import lightning
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from rsgeoseg.errors import ModelError
 from rsgeoseg.nn.targets import Target
@@ -66,7 +66,7 @@ class TrainingModule(lightning.LightningModule):
         self.optim = optim
         self.steps = steps
         self.seed = seed
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(optim.average), use_buffers=False)
+        self.average = AveragedModel(network, avg_fn=self._blend, use_buffers=False)
         for parameter in self.average.parameters():
             parameter.requires_grad_(requires_grad=False)
 
@@ -95,6 +95,11 @@ class TrainingModule(lightning.LightningModule):
             return (step + 1) / self.optim.warmup
         done = min(1.0, (step - self.optim.warmup) / max(1, self.steps - self.optim.warmup))
         return self.optim.final + (1 - self.optim.final) * (1 + math.cos(math.pi * done)) / 2
+
+    def _blend(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        """Move an averaged tensor towards the current one, faster at first: the start is not worth remembering."""
+        decay = min(self.optim.average, (1 + int(count)) / (10 + int(count)))
+        return average.lerp(current, 1 - decay)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step."""

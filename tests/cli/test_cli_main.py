@@ -9,6 +9,7 @@ import pytest
 from rsgeoseg.cli.main import invoke
 from rsgeoseg.cli.run import plan_outputs
 from rsgeoseg.errors import UsageError
+from rsgeoseg.weights.cards import bundled_cards
 
 HEAVY = ("torch", "rasterio", "dask", "geopandas", "numpy", "rich", "pyproj", "pandas")
 RUN_OPTIONS = """
@@ -127,7 +128,7 @@ def test_underscores_work_like_hyphens(cli, ids_scene):
 
 
 def test_options_do_what_they_say(cli, ids_scene):
-    path, ids = ids_scene()
+    path, _ = ids_scene()
     everything = cli("run", path, "--stretch", "none", "-o", "all.gpkg")
     assert everything.code == 0
     frame = pyogrio.read_dataframe("all.gpkg")
@@ -216,10 +217,11 @@ def test_models_are_listed_and_shown(cli):
 def test_doctor_reports_every_check(cli, monkeypatch):
     from rsgeoseg.cli import doctor
 
+    monkeypatch.setattr(doctor, "CHECKS", [(name, look) for name, look in doctor.CHECKS if name != "run"])
     result = cli("doctor", "--json")
     report = json.loads(result.out)
     found = {check["name"]: check for check in report["checks"]}
-    assert {"python", "torch", "gdal", "proj", "processor", "memory", "disk", "run"} <= set(found)
+    assert {"python", "torch", "gdal", "proj", "processor", "memory", "disk", "weights"} <= set(found)
     assert report["ok"] == all(check["ok"] for check in found.values())
     assert result.code == (0 if report["ok"] else 1)
     for name in ("python", "torch", "gdal", "proj", "processor"):
@@ -233,3 +235,13 @@ def test_doctor_reports_every_check(cli, monkeypatch):
     result = cli("doctor")
     assert result.code == 1
     assert result.out.splitlines() == ["ok    python         fine", "FAIL  gdal           ImportError: no such library"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not bundled_cards(), reason="no bundled weights in this checkout")
+def test_the_tiny_run_of_doctor_works():
+    from rsgeoseg.cli.doctor import _tiny_run, run_check
+
+    check = run_check("run", _tiny_run)
+    assert check.ok, check.detail
+    assert "written and read back" in check.detail

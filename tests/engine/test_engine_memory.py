@@ -20,6 +20,7 @@ def test_the_peak_grows_with_what_is_held_and_stays_after():
 
 def test_a_child_does_not_inherit_its_parents_peak():
     block = np.ones(50_000_000, np.float32)
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from rsgeoseg.engine import memory; print(memory.peak_memory())"
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    program = f"{start}; from rsgeoseg.engine.memory import peak_memory; print(peak_memory())"
     child = int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
     assert 1_000_000 < child < block.nbytes

@@ -5,7 +5,6 @@ from itertools import chain
 import numpy as np
 import pytest
 from rasters import write_raster
-from rsgeoseg.geo.scene import Scene
 
 from rsgeoseg.contract import Instances, OutOfMemory
 from rsgeoseg.engine.events import ChipFailed, ChipsProgress, RunStarted
@@ -13,6 +12,7 @@ from rsgeoseg.engine.options import PipelineOptions
 from rsgeoseg.engine.pipeline import group_batches, segment_scene
 from rsgeoseg.engine.reader import ATTEMPTS, ReadChip, read_ahead
 from rsgeoseg.errors import JobCancelled, ModelError, WindowError
+from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.windows import plan_windows
 from rsgeoseg.testing.oracle import OracleSegmenter, encode_ids, oracle_spec
 

@@ -429,6 +429,14 @@ def test_aoi_without_crs_is_in_the_scenes(tmp_path, caplog):
         assert read_all(scene).valid.all()
 
 
+def test_aoi_of_the_whole_world(tmp_path):
+    path = write(tmp_path / "a.tif", noise(3, 40, 40))
+    world = write_area(tmp_path / "world.gpkg", [shapely.box(-180, -90, 180, 90)], crs=4326)
+    with Scene.open(path, aoi=world) as scene:
+        assert scene.grid == scene.source_grid
+        assert read_all(scene).valid.all()
+
+
 # --- resampling
 
 

@@ -220,7 +220,7 @@ def test_vrt_source_as_an_attribute_is_refused(tmp_path, secret):
         ("<VRTDataset", "is not a VRT"),
         ("<OGRVRTDataSource/>", "OGRVRTDataSource"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><VRTDataset/>', "entities"),
-        ('<VRTDataset rasterXSize="5" rasterYSize="5"></VRTDataset>', "has no bands"),
+        ('<VRTDataset rasterXSize="5" rasterYSize="5"></VRTDataset>', "cannot be opened as VRT"),
     ],
 )
 def test_vrt_texts(tmp_path, text, words):
@@ -273,7 +273,7 @@ def tiny_tiff(path, *, width, height, tile=None, strip=None, bands=1, compressio
     [
         ({"width": 2_000_000, "height": 2_000_000, "tile": 512}, "more than 1e"),
         ({"width": 30_000, "height": 30_000, "tile": 30_000 // 16 * 16}, "in blocks of"),
-        ({"width": 100_000, "height": 100_000, "strip": 100_000}, "in blocks of"),
+        ({"width": 100_000, "height": 100_000, "strip": 10_000}, "in blocks of"),
         ({"width": 100, "height": 100, "tile": 16, "bands": 5000}, "5000 bands"),
         ({"width": 16_384, "height": 16_384, "tile": 16_000, "bands": 1}, "declares .* bytes of pixels in"),
     ],
@@ -294,7 +294,7 @@ def test_a_large_sparse_scene_is_welcome(tmp_path, side):
         SPARSE_OK=True, BIGTIFF="YES", nodata=0, **tiled(512, compress="deflate"),
     ) as dataset:  # fmt: skip
         dataset.write(noise(3, 512, 512), window=rasterio.windows.Window(side - 512, 512, 512, 512))
-    assert side * side * 3 > 10_000 * path.stat().st_size
+    assert side < 40_000 or side * side * 3 > opening.MAX_RATIO * path.stat().st_size
     with Scene.open(path) as scene:
         assert scene.read(Box(side - 1024, 0, side, 1024)).valid.sum() == 512 * 512
         assert not scene.read(Box(0, side - 1024, 1024, side)).valid.any()
@@ -366,9 +366,9 @@ def test_bad_areas(tmp_path):
     points = write_area(tmp_path / "points.gpkg", [shapely.Point(500_001, 4_999_999)])
     refused(path, "holds no polygon", aoi=points)
     refused(path, "is a URL", aoi="https://example.org/a.geojson")
-    polar = write_area(tmp_path / "polar.gpkg", [shapely.box(-180, -90, 180, 90)], crs=4326)
-    mercator = write(tmp_path / "m.tif", noise(3, 20, 20), crs="EPSG:3857")
-    refused(mercator, "not defined", aoi=polar)
+    behind = write_area(tmp_path / "behind.gpkg", [shapely.box(170, 0, 171, 1)], crs=4326)
+    globe = write(tmp_path / "globe.tif", noise(3, 20, 20), crs="+proj=ortho +lat_0=0 +lon_0=0", transform=NORTH_UP)
+    refused(globe, "not defined", aoi=behind)
 
 
 def test_aoi_with_a_crs_for_a_scene_without(tmp_path):
@@ -422,25 +422,25 @@ def test_truncated_tiff_fails_on_the_windows_that_need_the_lost_blocks(tmp_path)
     good, bad = 0, 0
     with Scene.open(path) as scene:
         for window in plan_windows(1024, 1024, chip_size=256, overlap=0).windows:
-            try:
-                chip = scene.read(window.read)
-            except WindowError as error:
-                bad += 1
-                assert str(path) in str(error)
-                assert f"x {window.read.x0}-{window.read.x1}, y {window.read.y0}-{window.read.y1}" in str(error)
-                assert "\n" not in str(error)
-            else:
+            box = window.read
+            if window.index < 9:  # 5/8 of the file is ten of its 16 blocks, less the length of the header
                 good += 1
-                np.testing.assert_array_equal(chip.image, image[:, *window.read.as_slices()])
-    # Ten of 16 blocks lie in the first 5/8 of the file, less a little for the header.
-    assert (good, bad) in ((9, 7), (10, 6))
+                np.testing.assert_array_equal(scene.read(box).image, image[:, *box.as_slices()])
+            else:
+                bad += 1
+                place = f"window x {box.x0}-{box.x1}, y {box.y0}-{box.y1} cannot be read: "
+                with pytest.raises(WindowError, match=place) as caught:
+                    scene.read(box)
+                assert str(caught.value).startswith(str(path))
+                assert "\n" not in str(caught.value)
+    assert (good, bad) == (9, 7)
 
 
 def test_truncated_16_bit_scene_says_that_its_stretch_cannot_be_found(tmp_path):
     whole = write(tmp_path / "whole.tif", noise(3, 512, 512, "uint16"), **tiled(256))
     path = tmp_path / "half.tif"
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with Scene.open(path) as scene, pytest.raises(SceneError, match="to find its stretch: .*minmax"):
+    with Scene.open(path) as scene, pytest.raises(SceneError, match=r"to find its stretch: .*minmax"):
         scene.read(Box(0, 0, 10, 10))
     with Scene.open(path, stretch="minmax:0,5000") as scene:
         assert scene.read(Box(0, 0, 100, 100)).valid.all()
@@ -476,7 +476,7 @@ def test_truncated_images_never_give_wrong_pixels_in_silence(tmp_path, name, dri
 def test_mutated_headers_give_our_errors_only(tmp_path):
     content = write(tmp_path / "whole.tif", noise(3, 64, 64), **tiled(16, compress="deflate")).read_bytes()
     rng = np.random.default_rng(0)
-    path = tmp_path / "a.tif"
+    path, messages = tmp_path / "a.tif", []
     for _ in range(150):
         mutated = bytearray(content)
         for place in rng.integers(0, min(len(mutated), 600), 3):
@@ -485,8 +485,10 @@ def test_mutated_headers_give_our_errors_only(tmp_path):
         try:
             with Scene.open(path) as scene:
                 scene.read(Box(0, 0, min(64, scene.grid.width), min(64, scene.grid.height)))
-        except (SceneError, UsageError) as error:
-            assert "\n" not in str(error)
+        except SceneError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert not any("\n" in message for message in messages)
 
 
 def test_file_that_vanishes_after_opening(tmp_path):

@@ -117,6 +117,18 @@ def test_a_common_speck_does_not_glue_two_objects():
     assert (len(full), report.joined) == (2, 0)
 
 
+def test_a_common_piece_inside_the_strip_does_not_join():
+    # The same 6 x 6 patch in both, but it ends inside the strip: no evidence that one object goes on across it.
+    patch = rect(88, 60, 94, 66)
+    left, right = rect(40, 10, 100, 30) | patch, rect(80, 40, 130, 58) | patch
+    full, report = stitch([(left,)], [(right,)])
+    assert (len(full), report.joined) == (2, 0)
+    # At the strip's edge the same patch does go on, and joins.
+    patch = rect(80, 60, 86, 66)
+    left, right = rect(40, 10, 100, 30) | rect(60, 60, 86, 66), rect(80, 40, 130, 58) | patch
+    assert stitch([(left,)], [(right,)])[1].joined == 1
+
+
 def test_other_classes_are_never_joined_nor_suppressed():
     full, report = stitch([(rect(50, 10, 100, 30), 0.6, 0)], [(rect(80, 10, 130, 30), 0.9, 1)])
     assert sorted(item.label for item, _ in full) == [0, 1]

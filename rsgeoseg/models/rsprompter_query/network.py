@@ -296,8 +296,8 @@ class RSPrompterQuery(nn.Module):
             content = self.query_feat.weight.unsqueeze(0).expand(batch, -1, -1)
             position = self.query_embed.weight.unsqueeze(0).expand(batch, -1, -1)
             return Queries(content=content, position=position, centres=None)
-        cells = strongest_peaks(scene.centre_logits, count or self.config.num_queries)
-        return self.place_queries(scene, *cells, origin=origin)
+        level, row, column, _ = strongest_peaks(scene.centre_logits, count or self.config.num_queries)
+        return self.place_queries(scene, level, row, column, origin=origin)
 
     def place_queries(
         self, scene: Scene, level: Tensor, row: Tensor, column: Tensor, *, origin: tuple[float, float] = (0.0, 0.0)

@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.contract import Chip, Instances, ModelSpec, OutOfMemory, Prompts
 from rsgeoseg.errors import PromptError
+from rsgeoseg.nn.centres import strongest_peaks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
+    from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery, Scene
 
 PROMPTS_AT_ONCE = 16
 """Prompts per call of SAM's decoder: more at once is slower on a CPU (caches), and no faster on a GPU per prompt."""
@@ -99,14 +100,16 @@ class QuerySegmenter:
     def _forward(self, chips: list[Chip]) -> list[Instances]:
         network = self.network
         scene = network.look(self._images(chips))
-        count = None
-        if scene.centre_logits:
-            loud = max(int((_peaks(scene.centre_logits, i) > QUIET_CENTRE).sum()) for i in range(len(chips)))
-            count = min(max(loud, 1), self.max_queries)
-        queries = network.start(scene, count)
+        queries = network.start(scene, self._most(scene))
+        quiet = torch.zeros(queries.content.shape[:2], dtype=torch.bool, device=self.device)
+        if queries.centres is not None:
+            # a chip's objects must not depend on how many queries its neighbours in the batch want
+            quiet = queries.centres.scores < QUIET_CENTRE
+            itself = torch.eye(quiet.shape[1], dtype=torch.bool, device=self.device)
+            queries = replace(queries, apart=quiet.unsqueeze(1) & ~itself)
         last = network.decode(scene, queries)[-1]
-        probability = last.class_logits.softmax(-1)[..., :-1]
-        image, query = torch.nonzero(probability.amax(-1) >= self.spec.score_threshold, as_tuple=True)
+        probability = last.class_logits.softmax(-1)[..., :-1] * ~quiet.unsqueeze(-1)
+        image, query = torch.nonzero(probability.amax(-1) >= max(self.spec.score_threshold, 1e-6), as_tuple=True)
         logits = []
         for start in range(0, len(image), PROMPTS_AT_ONCE):
             part = slice(start, start + PROMPTS_AT_ONCE)
@@ -118,6 +121,13 @@ class QuerySegmenter:
             masks = [logits[int(i) // PROMPTS_AT_ONCE][int(i) % PROMPTS_AT_ONCE] for i in here]
             results.append(self._instances(masks, probability[index, query[here]], chip.valid))
         return results
+
+    def _most(self, scene: Scene) -> int | None:
+        """Largest number of centre queries that a chip of the batch can use; None where queries are learned."""
+        if not scene.centre_logits:
+            return None
+        *_, scores = strongest_peaks(scene.centre_logits, self.max_queries)
+        return max(int((scores.sigmoid() >= QUIET_CENTRE).sum(1).max()), 1)
 
     def _images(self, chips: list[Chip]) -> Tensor:
         """Normalise and pad to what the encoder takes: (B, 3, H, W) float32."""
@@ -154,15 +164,6 @@ class QuerySegmenter:
             scores=scores[rows, columns].astype(np.float32),
             labels=columns.astype(np.int64),
         )
-
-
-def _peaks(centre_logits: list[Tensor], image: int) -> Tensor:
-    """Probabilities of the local maxima of one image's centre maps, 0 elsewhere, flat."""
-    flat = []
-    for x in centre_logits:
-        best = x[image].amax(0, keepdim=True)
-        flat.append(torch.where(best == F.max_pool2d(best, 3, stride=1, padding=1), best.sigmoid(), 0.0).flatten())
-    return torch.cat(flat)
 
 
 def crop_mask(

@@ -1,0 +1,134 @@
+"""Training end to end: an interrupted run equals an uninterrupted one, and its weights load and segment."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_data import make_folder
+from typer.testing import CliRunner
+
+import rsgeoseg
+from rsgeoseg.cli.main import build_app
+from rsgeoseg.contract import Chip
+from rsgeoseg.errors import ModelError, UsageError, WeightsError
+from rsgeoseg.train.fit import TrainConfig, train
+from rsgeoseg.weights.files import read_weights, write_weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("coco"), 6, side=128)
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    return TrainConfig(
+        images=str(folder), annotations=str(folder / "coco.json"), steps=4, batch_size=2, interval=2, crop=64, lr=1e-4
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    return train(config, output, device="cpu", progress=False)
+
+
+class Stopped(RuntimeError):
+    """The training was killed."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at", [2, 4])
+def test_resumed_training_equals_an_uninterrupted_one(config, uninterrupted, tmp_path, stop_at):
+    """Killed after ``stop_at`` steps, it goes on from there: the same weights, to the last bit."""
+
+    def stop(step, _result):
+        if step == stop_at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(config, tmp_path, device="cpu", progress=False, on_validation=stop)
+    assert (tmp_path / "last.ckpt").is_file()
+    again = []
+    result = train(config, tmp_path, device="cpu", progress=False, on_validation=lambda step, _r: again.append(step))
+    assert again == [step for step in (2, 4) if step > stop_at]  # nothing was done twice
+    whole, resumed = read_weights(uninterrupted.weights), read_weights(result.weights)
+    assert result.steps == uninterrupted.steps == 4
+    for name, tensor in whole.tensors.items():
+        torch.testing.assert_close(resumed.tensors[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_other_settings_do_not_resume(config, uninterrupted):
+    with pytest.raises(UsageError, match="lr"):
+        train(dataclasses.replace(config, lr=1e-3), uninterrupted.weights.parent, device="cpu", progress=False)
+
+
+def test_weights_load_by_path_and_segment(uninterrupted):
+    segmenter = rsgeoseg.load_model("rsprompter-query", weights=uninterrupted.weights, device="cpu")
+    assert segmenter.spec.classes == ("a", "b")
+    chip = Chip(image=np.zeros((3, 64, 64), np.uint8), valid=np.ones((64, 64), np.bool_))
+    assert len(segmenter.at_threshold(0.0).segment([chip])[0]) >= 0
+    half = read_weights(uninterrupted.weights)
+    assert half.description["training"]["steps"] == 4
+
+
+def test_not_finite_loss_stops_and_says_where(config, folder, tmp_path):
+    with pytest.raises(ModelError, match="step"):
+        train(dataclasses.replace(config, lr=1e30, steps=6), tmp_path, device="cpu", progress=False)
+
+
+def test_unknown_model_and_silly_numbers(config):
+    with pytest.raises(ModelError, match="rsprompter-query"):
+        dataclasses.replace(config, model="yolo")
+    with pytest.raises(UsageError, match="multiple of 64"):
+        dataclasses.replace(config, crop=100)
+
+
+def test_command_line(folder, tmp_path):
+    arguments = ["train", str(folder), str(folder / "coco.json"), "-o", str(tmp_path / "run"), "--steps", "1",
+                 "--interval", "1", "--batch-size", "1", "--crop", "64", "--device", "cpu", "-q"]
+    result = CliRunner().invoke(build_app(), arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 1
+    assert (tmp_path / "run" / "weights.safetensors").is_file()
+
+
+class TestWeightsFile:
+    def test_damaged(self, uninterrupted, tmp_path):
+        data = bytearray(uninterrupted.weights.read_bytes())
+        (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
+        with pytest.raises(WeightsError, match="damaged"):
+            rsgeoseg.load_model("rsprompter-query", weights=tmp_path / "cut.safetensors", device="cpu")
+
+    def test_html(self, tmp_path):
+        (tmp_path / "x.safetensors").write_text("<html>not found</html>" * 50)
+        with pytest.raises(WeightsError, match="not a safetensors file"):
+            rsgeoseg.load_model("rsprompter-query", weights=tmp_path / "x.safetensors", device="cpu")
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(WeightsError, match="no such"):
+            rsgeoseg.load_model("rsprompter-query", weights=tmp_path / "none.safetensors", device="cpu")
+
+    def test_of_another_network(self, uninterrupted, tmp_path):
+        file = read_weights(uninterrupted.weights)
+        tensors = {n: t for n, t in file.tensors.items() if n != "post_norm.weight"}
+        write_weights(tmp_path / "x.safetensors", tensors, file.description)
+        with pytest.raises(WeightsError, match=r"lacks 1 tensors, first post_norm\.weight"):
+            rsgeoseg.load_model("rsprompter-query", weights=tmp_path / "x.safetensors", device="cpu")
+
+    def test_not_finite(self, uninterrupted, tmp_path):
+        file = read_weights(uninterrupted.weights)
+        file.tensors["post_norm.weight"][3] = float("nan")
+        write_weights(tmp_path / "x.safetensors", file.tensors, file.description)
+        with pytest.raises(WeightsError, match="not finite"):
+            rsgeoseg.load_model("rsprompter-query", weights=tmp_path / "x.safetensors", device="cpu")
+
+    def test_wrong_digest(self, uninterrupted):
+        with pytest.raises(WeightsError, match="sha256"):
+            read_weights(uninterrupted.weights, sha256="0" * 64)
+
+    def test_unknown_device(self, uninterrupted):
+        with pytest.raises(ModelError, match="cuda:7"):
+            rsgeoseg.load_model("rsprompter-query", weights=uninterrupted.weights, device="cuda:7")
