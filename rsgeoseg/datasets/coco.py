@@ -90,7 +90,8 @@ class CocoInstances:
                 of_image[int(annotation["image_id"])].append(annotation)
         missing = [i["file_name"] for i in document["images"] if not (folder / i["file_name"]).is_file()]
         if missing:
-            msg = f"{folder}: {len(missing)} of {len(document['images'])} annotated images are missing, first {missing[0]}"
+            count = f"{len(missing)} of {len(document['images'])}"
+            msg = f"{folder}: {count} annotated images are missing, first {missing[0]}"
             raise UsageError(msg)
         images = []
         for entry in sorted(document["images"], key=lambda i: str(i["file_name"])):

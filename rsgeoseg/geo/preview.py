@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import logging
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from rasterio.crs import CRS
 
     from rsgeoseg.geo.scene import Scene
+
+logger = logging.getLogger(__name__)
 
 PALETTE = (
     "#E69F00", "#56B4E9", "#D55E00", "#F0E442", "#009E73", "#CC79A7", "#0072B2",
@@ -88,6 +91,8 @@ def make_preview(scene: Scene, frame: GeoDataFrame, *, max_side: int = 1600) -> 
     shapes = shapely.force_2d(np.asarray(frame.geometry.array, dtype=object))
     shapes = shapely.transform(shapes, lambda points: grid.pixels(points) * scale)
     inside = shapely.intersects(shapes, shapely.box(0, 0, image.shape[1], image.shape[0]))
+    if len(frame) and not inside.any():
+        logger.warning("none of the %d objects lies on %s: is this its result?", len(frame), scene.name)
     frame, shapes = frame[inside], shapes[inside]
     classes = [str(name) for name in frame["class_name"]] if "class_name" in frame else ["object"] * len(frame)
     scores: list[float | None] = [None] * len(frame)

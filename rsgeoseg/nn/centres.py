@@ -1,8 +1,8 @@
 """Object centres as queries: a dense head on the pixel decoder finds them, and they replace learned queries.
 
-RSPrompter's query model converges slowly (paper section V). Queries taken from the encoder's own map start where objects
-are, and the map is supervised at every cell. Sources of the parts: query selection, Deformable DETR section 4.2 and Mask
-DINO section 3.4; centre maps, CenterNet section 3. The combination is ours (``docs/decisions/0002``).
+RSPrompter's query model converges slowly (paper section V). Queries taken from the encoder's own map start where
+objects are, and the map is supervised at every cell. Sources of the parts: query selection, Deformable DETR section 4.2
+and Mask DINO section 3.4; centre maps, CenterNet section 3. The combination is ours (``docs/decisions/0002``).
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class CentreHead(nn.Module):
         )
         self.heat = nn.Conv2d(width, classes, 3, padding=1)
         nn.init.normal_(self.heat.weight, std=0.01)
+        assert self.heat.bias is not None
         nn.init.constant_(self.heat.bias, -4.0)
         self.level_bias = nn.Parameter(torch.zeros(len(STRIDES), classes))
 

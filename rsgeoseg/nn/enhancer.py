@@ -61,7 +61,11 @@ class FeatureAggregator(nn.Module):
                 nn.Conv2d(channels, channels, 3, padding=1),
             ]
         else:
-            fusion = [*_conv_norm_act(hidden, hidden, 3), *_conv_norm_act(hidden, hidden, 3), nn.Conv2d(hidden, channels, 1)]
+            fusion = [
+                *_conv_norm_act(hidden, hidden, 3),
+                *_conv_norm_act(hidden, hidden, 3),
+                nn.Conv2d(hidden, channels, 1),
+            ]
         self.fusion_conv = nn.Sequential(*fusion)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -118,8 +122,7 @@ class FeatureSplitter(nn.Module):
         """Split (B, C, h, w) at stride 16 into five maps, fine to coarse."""
         scales = [self.fpn1(x), self.fpn2(x), x, F.max_pool2d(x, 2)]
         maps = [
-            fpn(lateral(scale))
-            for lateral, fpn, scale in zip(self.lateral_convs, self.fpn_convs, scales, strict=True)
+            fpn(lateral(scale)) for lateral, fpn, scale in zip(self.lateral_convs, self.fpn_convs, scales, strict=True)
         ]
         maps.append(maps[-1][..., ::2, ::2])
         return maps
@@ -143,17 +146,17 @@ class PlainEnhancer(nn.Module):
 class PyramidEnhancer(nn.Module):
     """The enhancer for an encoder that is a pyramid already: its own maps, and one more at stride 64.
 
-    A plain ViT has one resolution, which the paper's aggregator joins and its splitter spreads again; a CNN's or Hiera's
-    stages are those scales, so only the coarsest one is missing.
+    A plain ViT has one resolution, which the paper's aggregator joins and its splitter spreads again; the stages of a
+    CNN or of Hiera are those scales, so only the coarsest one is missing.
     """
 
     def __init__(self, channels_in: Sequence[int], *, channels: int) -> None:
         super().__init__()
-        self.extra = nn.Sequential(
+        self.coarsest = nn.Sequential(
             nn.Conv2d(channels_in[-1], channels, 3, stride=2, padding=1), nn.GroupNorm(32, channels), nn.ReLU()
         )
         self.channels = (*channels_in, channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Append a stride-64 map to (B, C_i, h_i, w_i) at strides 4, 8, 16, 32."""
-        return [*maps, self.extra(maps[-1])]
+        return [*maps, self.coarsest(maps[-1])]

@@ -195,8 +195,8 @@ class PixelDecoder(nn.Module):
         state, position, reference = torch.cat(tokens, 1), torch.cat(positions), torch.cat(references)
         for layer in self.encoder:
             state = layer(state, position, reference, shapes)
-        split = state.split([h * w for h, w in shapes], dim=1)
-        refined = [x.transpose(1, 2).unflatten(2, shape) for x, shape in zip(split, shapes, strict=True)]
+        split = torch.split(state, [h * w for h, w in shapes], dim=1)
+        refined = [x.transpose(1, 2).reshape(len(x), -1, *shape) for x, shape in zip(split, shapes, strict=True)]
         for level in reversed(range(len(self.lateral_convs))):
             lateral = self.lateral_convs[level](maps[level])
             above = F.interpolate(refined[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)

@@ -28,8 +28,8 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 def read_masks(masks: Tensor, which: Tensor, points: Tensor) -> Tensor:
     """Read binary masks at the pixel each point falls into.
 
-    Source: Mask2Former reads its masks bilinearly; the pixel itself costs no copy of the full-size masks and differs only
-    within half a pixel of a border.
+    Source: Mask2Former reads its masks bilinearly; the pixel itself costs no copy of the full-size masks and differs
+    only within half a pixel of a border.
 
     Args:
         masks: (M, H, W) uint8.

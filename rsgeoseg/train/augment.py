@@ -80,7 +80,12 @@ def draw_crop(
         centres = matrix.copy()  # cv2 counts pixel centres as integers, annotations count pixel corners
         centres[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5
         canvas[where] = cv2.warpAffine(
-            rgb, centres, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(127, 127, 127)
+            rgb,
+            centres,
+            (side, side),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(127, 127, 127),
         )
         for label, rings in zip(image.labels.tolist(), image.polygons, strict=True):
             mask = _draw(rings, matrix, side, config.smallest_part)
@@ -94,9 +99,7 @@ def draw_crop(
     return Crop(image=_recolour(canvas, config, rng), labels=np.array(labels, np.int64), boxes=boxes, masks=stacked)
 
 
-def _geometry(
-    image: LabelledImage, side: int, config: AugmentConfig, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _geometry(image: LabelledImage, side: int, config: AugmentConfig, rng: np.random.Generator) -> NDArray[np.float64]:
     """Affine (2, 3) from image pixels to crop pixels: scale, symmetry, shift."""
     low, high = np.log(config.scale)
     scale = float(np.exp(rng.uniform(low, high)))
@@ -158,4 +161,4 @@ def _recolour(rgb: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Gene
     x = ((x - mean) * (1 + contrast) + mean * (1 + brightness)) * gains.astype(np.float32)
     if blurred:
         x = cv2.GaussianBlur(x, (0, 0), float(rng.uniform(0.4, 1.2)))
-    return np.clip(x, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(x, 0, 255), np.uint8)

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -29,6 +28,7 @@ from rsgeoseg.weights.files import write_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from rsgeoseg.contract import Segmenter
     from rsgeoseg.evaluate.coco import CocoResult

@@ -68,7 +68,7 @@ class TrainingModule(lightning.LightningModule):
         self.seed = seed
         self.average = AveragedModel(network, avg_fn=self._blend, use_buffers=False)
         for parameter in self.average.parameters():
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
 
     def configure_optimizers(self) -> Any:
         """Build AdamW with two learning rates and the warm-up cosine schedule."""

@@ -120,7 +120,7 @@ def load_into(network: nn.Module, file: WeightsFile, path: Path) -> None:
     own = network.state_dict()
     for kind, names in (("lacks", set(own) - set(file.tensors)), ("has unknown", set(file.tensors) - set(own))):
         if names:
-            msg = f"{path}: {kind} {len(names)} tensors, first {sorted(names)[0]}; it was made for another network"
+            msg = f"{path}: {kind} {len(names)} tensors, first {min(names)}; it was made for another network"
             raise WeightsError(msg)
     for name, tensor in file.tensors.items():
         if tensor.shape != own[name].shape:

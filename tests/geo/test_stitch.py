@@ -129,6 +129,19 @@ def test_a_common_piece_inside_the_strip_does_not_join():
     assert stitch([(left,)], [(right,)])[1].joined == 1
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_piece_that_leaves_the_strip_in_one_chip_only_joins_in_any_order(order):
+    # The patch runs out of the strip as left sees it; right's ends a pixel before the strip's edge.
+    found = (
+        instances(LEFT, (rect(40, 10, 100, 30) | rect(60, 60, 96, 68),)),
+        instances(RIGHT, (rect(80, 40, 130, 58) | rect(81, 60, 96, 68),)),
+    )
+    stitcher = Stitcher(PAIR)
+    for index in order:
+        stitcher.add(PAIR.windows[index], found[index])
+    assert stitcher.report.joined == 1
+
+
 def test_other_classes_are_never_joined_nor_suppressed():
     full, report = stitch([(rect(50, 10, 100, 30), 0.6, 0)], [(rect(80, 10, 130, 30), 0.9, 1)])
     assert sorted(item.label for item, _ in full) == [0, 1]

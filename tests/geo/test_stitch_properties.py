@@ -303,23 +303,6 @@ def test_any_segmenter_gives_what_the_promises_say_in_any_order(soup: Soup, matc
         assert getattr(stitcher.report, name) == getattr(other.report, name)
 
 
-@prop(500)
-@given(seed=st.integers(0, 2**32 - 1), size=st.integers(4, 14), match_iou=st.floats(0.05, 1))
-def test_agreement_does_not_depend_on_who_is_asked(seed, size, match_iou):
-    rng = np.random.default_rng(seed)
-    reads = Box(0, 0, 12, 20), Box(4, 0, 20, 20)
-    truth = rng.random((20, 20)) < rng.uniform(0.2, 0.9)
-    truth[:, :] &= (np.indices((20, 20)).max(axis=0) < size) | (rng.random((20, 20)) < 0.1)
-    views = []
-    for index, read in enumerate(reads):
-        mask = (truth ^ (rng.random((20, 20)) < rng.choice((0.0, 0.03, 0.2))))[read.as_slices()].copy()
-        box = (read.x0, read.y0, read.x1, read.y1)
-        views.append(View(Window(index, 0, index, read, read), 0, box, mask, 0, 1.0, 0, 0, Cluster()))
-    a, b = views
-    shared = int(np.count_nonzero(a.mask[:, 4:] & b.mask[:, :8]))
-    assert views_agree(a, b, shared, match_iou) == views_agree(b, a, shared, match_iou)
-
-
 @prop(150)
 @given(soup=soups(), nms=st.sampled_from((0.1, 0.3, 0.5, 0.7)))
 def test_no_two_objects_of_a_class_are_duplicates(soup: Soup, nms):

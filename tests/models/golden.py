@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-FOLDER = Path(os.environ.get("RSGEOSEG_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")).parent / "golden"
+SHARED = Path(os.environ.get("RSGEOSEG_SHARED_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+FOLDER = SHARED.parent / "golden"
 
 
 def load(name):
@@ -80,7 +81,8 @@ def query_name(name):
         return "sam.mask_decoder." + _decoder_name(name.removeprefix("mask_decoder.mask_decoder."))
     if name.startswith("sam_mask_embed."):
         part = name.removeprefix("sam_mask_embed.")
-        for theirs, ours in (("conv1", "0"), ("layer_norm1", "1"), ("conv2", "3"), ("layer_norm2", "4"), ("conv3", "6")):
+        order = {"conv1": "0", "layer_norm1": "1", "conv2": "3", "layer_norm2": "4", "conv3": "6"}
+        for theirs, ours in order.items():
             part = re.sub(rf"^{theirs}\.", f"{ours}.", part)
         return "sam.prompt_encoder.mask_downscaling." + part
     name = re.sub(r"^transformer_decoder\.", "", name)

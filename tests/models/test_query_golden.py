@@ -1,16 +1,17 @@
 """The query head against numbers of the authors' own code, array by array."""
 
+import golden
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from rsgeoseg.backbones.features import Encoder, EncoderSpec, Features, Level
 from rsgeoseg.models.rsprompter_query.network import QueryConfig, RSPrompterQuery
-import golden
 
-pytestmark = pytest.mark.skipif(not golden.FOLDER.is_dir(), reason="NOT RUN: reference numbers ../shared/golden are absent")
+pytestmark = pytest.mark.skipif(
+    not golden.FOLDER.is_dir(), reason="NOT RUN: reference numbers ../shared/golden are absent"
+)
 
 CLASSES = tuple(f"class{i}" for i in range(10))
 
@@ -43,7 +44,11 @@ def reference():
             continue
         assert ours in own, f"{name} -> {ours} is not one of our names"
         assert tuple(own[ours].shape) == tuple(shape), name
-        given[ours] = own[ours] if name.endswith("num_batches_tracked") else golden.fill(name, shape, description["formula_overrides"])
+        given[ours] = (
+            own[ours]
+            if name.endswith("num_batches_tracked")
+            else golden.fill(name, shape, description["formula_overrides"])
+        )
     not_given = {n for n in own if n not in given}
     unused = ("sam.prompt_encoder.point_embeddings", "sam.prompt_encoder.not_a_point", "sam.prompt_encoder.no_mask")
     assert all(n.startswith(unused) for n in not_given), sorted(not_given)[:5]
@@ -70,14 +75,18 @@ def check(reference, name, ours, tolerance=None):
     theirs = arrays[name]
     ours = np.asarray(ours)
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    # between two runs of their own code the arrays differ by up to two_run; another summation order is allowed ten times that
-    allowed = tolerance if tolerance is not None else max(10 * description["two_run_tolerance"]["per_array"][name], 1e-4)
+    # two runs of their own code differ by up to two_run; another order of summation is allowed ten times that
+    allowed = (
+        tolerance if tolerance is not None else max(10 * description["two_run_tolerance"]["per_array"][name], 1e-4)
+    )
     assert np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max() <= allowed, name
 
 
 def test_the_formula_is_theirs(reference):
     description, _, _ = reference
-    assert _crc(golden.smooth(7, 3, 10, 9, 4, 1.5)) == description["generator_check"]["entries"]["smooth(7,3,10,9,4,1.5)"]
+    assert (
+        _crc(golden.smooth(7, 3, 10, 9, 4, 1.5)) == description["generator_check"]["entries"]["smooth(7,3,10,9,4,1.5)"]
+    )
     for name, entry in description["weight_check"]["entries"].items():
         value = golden.fill(name, description["keys"][name], description["formula_overrides"]).numpy()
         assert _crc(value) == entry["crc32_of_float32_bytes"], name
@@ -105,7 +114,6 @@ def test_pixel_decoder(reference, computed):
 
 
 def test_every_prediction_set(reference, computed):
-    _, _, network = reference
     _, _, _, scene, sets = computed
     assert len(sets) == 7
     for index, prediction in enumerate(sets):
@@ -157,7 +165,12 @@ def test_final_instances(reference, computed, decoded):
     _, arrays, _ = reference
     _, _, _, _, sets = computed
     result = released_instances(
-        sets[-1].class_logits[0], decoded[6][1], padded=1024, scale=(1024 / 500, 682 / 333), original=(333, 500), most=20
+        sets[-1].class_logits[0],
+        decoded[6][1],
+        padded=1024,
+        scale=(1024 / 500, 682 / 333),
+        original=(333, 500),
+        most=20,
     )
     order = np.argsort(-result.scores, kind="stable")
     np.testing.assert_allclose(result.scores[order], arrays["ins_scores"], atol=2e-4)

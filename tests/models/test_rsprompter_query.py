@@ -64,7 +64,9 @@ class TestPlainContract(SegmenterContract):
     @pytest.fixture(scope="class")
     def segmenter(self):
         torch.manual_seed(1)
-        config = QueryConfig(classes=CLASSES, num_queries=8, width=32, mask_channels=32, hidden=64, decoder_layers=2, heads=4)
+        config = QueryConfig(
+            classes=CLASSES, num_queries=8, width=32, mask_channels=32, hidden=64, decoder_layers=2, heads=4
+        )
         return rq.segmenter(RSPrompterQuery(PlainEncoder(), config).eval(), score_threshold=0.2, overlap=64)
 
 
@@ -116,7 +118,9 @@ def test_reduced_attention_masks_equal_full_ones():
 
 
 def test_ellipse_is_positive_inside_and_negative_far_away():
-    logits = ellipse_map(torch.zeros(1, 5), torch.tensor([[64.0, 32.0]]), torch.tensor([32.0]), shape=(32, 32), stride=4)
+    logits = ellipse_map(
+        torch.zeros(1, 5), torch.tensor([[64.0, 32.0]]), torch.tensor([32.0]), shape=(32, 32), stride=4
+    )
     assert logits[0, 8, 16] > 2  # the centre, x 64 y 32
     assert logits[0, 8, 16 + 3] > 0  # 12 px away, half a side is 16
     assert logits[0, 8, 16 + 8] < 0
@@ -164,8 +168,7 @@ def shapes(count, side, seed):
     for _ in range(count):
         image = rng.integers(40, 90, (3, side, side)).astype(np.uint8)
         masks, labels = [], []
-        for cx, cy in ((side * 0.28, side * 0.3), (side * 0.7, side * 0.66)):
-            cx, cy = cx + rng.uniform(-8, 8), cy + rng.uniform(-8, 8)
+        for cx, cy in np.array([[side * 0.28, side * 0.3], [side * 0.7, side * 0.66]]) + rng.uniform(-8, 8, (2, 2)):
             r, label = rng.uniform(12, 20), int(rng.integers(2))
             inside = (
                 (xs - cx) ** 2 + (ys - cy) ** 2 <= r * r
@@ -175,7 +178,10 @@ def shapes(count, side, seed):
             image[:, inside] = rng.integers(150, 250, (3, 1))
             masks.append(inside)
             labels.append(label)
-        boxes = [[m.any(0).argmax(), m.any(1).argmax(), side - m.any(0)[::-1].argmax(), side - m.any(1)[::-1].argmax()] for m in masks]
+        boxes = [
+            [m.any(0).argmax(), m.any(1).argmax(), side - m.any(0)[::-1].argmax(), side - m.any(1)[::-1].argmax()]
+            for m in masks
+        ]
         images.append(torch.from_numpy(image))
         targets.append(
             Target(
@@ -194,16 +200,26 @@ def test_loss_has_gradients_everywhere():
     assert set(terms) == {"class", "mask", "dice", "coarse_mask", "coarse_dice", "centre"}
     sum(terms.values()).backward()
     silent = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
-    unused = ("sam.prompt_encoder.point_embeddings", "sam.prompt_encoder.not_a_point", "sam.prompt_encoder.no_mask",
-              "sam.mask_decoder.iou_prediction_head", "sam.mask_decoder.output_hypernetworks_mlps.1",
-              "sam.mask_decoder.output_hypernetworks_mlps.2", "sam.mask_decoder.output_hypernetworks_mlps.3")
+    unused = (
+        "sam.prompt_encoder.point_embeddings",
+        "sam.prompt_encoder.not_a_point",
+        "sam.prompt_encoder.no_mask",
+        "sam.mask_decoder.iou_prediction_head",
+        "sam.mask_decoder.output_hypernetworks_mlps.1",
+        "sam.mask_decoder.output_hypernetworks_mlps.2",
+        "sam.mask_decoder.output_hypernetworks_mlps.3",
+    )
     assert [n for n in silent if not n.startswith(unused)] == []
 
 
 def test_an_image_without_objects_has_a_loss():
     network = lite_network().train()
     images, targets = shapes(2, 128, 0)
-    empty = Target(labels=torch.zeros(0, dtype=torch.int64), boxes=torch.zeros(0, 4), masks=torch.zeros(0, 128, 128, dtype=torch.uint8))
+    empty = Target(
+        labels=torch.zeros(0, dtype=torch.int64),
+        boxes=torch.zeros(0, 4),
+        masks=torch.zeros(0, 128, 128, dtype=torch.uint8),
+    )
     for some in ([targets[0], empty], [empty, empty]):
         total = sum(network.loss(images, some).values())
         assert torch.isfinite(total)
@@ -237,7 +253,9 @@ def test_it_learns():
         for label, truth in zip(target.labels.tolist(), target.masks.numpy().astype(bool), strict=True):
             hits += any(
                 lab == label and _iou(box, mask, truth) >= 0.7
-                for box, mask, lab in zip(instances.boxes.tolist(), instances.masks, instances.labels.tolist(), strict=True)
+                for box, mask, lab in zip(
+                    instances.boxes.tolist(), instances.masks, instances.labels.tolist(), strict=True
+                )
             )
     assert hits >= 7  # of 8
 
@@ -252,9 +270,7 @@ def _iou(box, mask, truth):
 def test_numerics_differ_by_name_only():
     """Both numerics build; the released one has twice the prompt width and one more layer."""
     paper = RSPrompterQuery(PlainEncoder(), QueryConfig(classes=CLASSES, width=32, mask_channels=32, hidden=64))
-    released = RSPrompterQuery(
-        PlainEncoder(), dataclasses.replace(paper.config, numerics="released")
-    )
+    released = RSPrompterQuery(PlainEncoder(), dataclasses.replace(paper.config, numerics="released"))
     assert len(released.point_emb) == len(paper.point_emb) + 2
     assert released.point_emb[-1].out_features == 2 * paper.point_emb[-1].out_features
     assert torch.count_nonzero(paper.query_feat.weight) == 0

@@ -87,8 +87,24 @@ def test_unknown_model_and_silly_numbers(config):
 
 
 def test_command_line(folder, tmp_path):
-    arguments = ["train", str(folder), str(folder / "coco.json"), "-o", str(tmp_path / "run"), "--steps", "1",
-                 "--interval", "1", "--batch-size", "1", "--crop", "64", "--device", "cpu", "-q"]
+    arguments = [
+        "train",
+        str(folder),
+        str(folder / "coco.json"),
+        "-o",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+        "--interval",
+        "1",
+        "--batch-size",
+        "1",
+        "--crop",
+        "64",
+        "--device",
+        "cpu",
+        "-q",
+    ]
     result = CliRunner().invoke(build_app(), arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 1

@@ -130,7 +130,8 @@ def load(weights: str | Path | None = None, device: str = "auto") -> QuerySegmen
     path = card.path if card is not None else Path(str(weights))
     file = read_weights(path, sha256=card.sha256 if card is not None else None)
     if file.description.get("model") != NAME:
-        msg = f"{path}: holds {file.description.get('model')!r}, not {NAME}; use --model {file.description.get('model')}"
+        other = file.description.get("model")
+        msg = f"{path}: holds {other!r}, not {NAME}; use --model {other}"
         raise WeightsError(msg)
     network = build(file.description["backbone"], config_from_dict(file.description["config"]), pretrained=False)
     load_into(network, file, path)

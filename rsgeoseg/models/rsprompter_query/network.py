@@ -11,6 +11,7 @@ mask features: the same numbers without the full-size maps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,7 +67,7 @@ class QueryConfig:
     local_masks: bool = False
     """Coarse masks have a learned elliptic term around the query's centre (not in the paper; needs centre_queries)."""
     refine_coarse: bool = False
-    """SAM's decoder adds to the coarse logits instead of replacing them (not in the paper: for decoders from scratch)."""
+    """SAM's decoder adds to the coarse logits instead of replacing them (not in the paper; for one from scratch)."""
     skips: bool = False
     """Mask upscaling sees the encoder's maps at stride 4 and 8, as SAM 2's does (not in the paper)."""
 
@@ -131,7 +132,7 @@ class Queries:
 
 def _mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])
 
@@ -203,8 +204,10 @@ class RSPrompterQuery(nn.Module):
                 nn.init.zeros_(self.query_feat.weight)
         if config.local_masks:
             self.ellipse = _mlp(width, width, 5)
-            nn.init.zeros_(self.ellipse[-1].weight)
-            nn.init.zeros_(self.ellipse[-1].bias)
+            last = self.ellipse[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def _build_heads(self) -> None:
         config, width = self.config, self.config.width
@@ -273,7 +276,7 @@ class RSPrompterQuery(nn.Module):
         heat, heat_features = self.centre_head(refined[3:0:-1]) if self.config.centre_queries else ([], [])
         return Scene(
             embedding=features.embedding,
-            embedding_pe=self.sam.image_pe(*features.embedding.shape[-2:], grid_origin),
+            embedding_pe=self.sam.image_pe(features.embedding.shape[-2], features.embedding.shape[-1], grid_origin),
             skips=(features.hidden[0], features.hidden[1]) if self.config.skips else None,
             mask_feature=mask_feature.float(),
             memories=tuple(memories),
@@ -362,7 +365,7 @@ class RSPrompterQuery(nn.Module):
         """
         kernels = prediction.kernels[image, query].float()
         logits = kernels.new_empty(len(image), *scene.mask_feature.shape[-2:])
-        for index in image.unique().tolist():
+        for index in torch.unique(image).tolist():
             here = image == index
             logits[here] = torch.einsum("pc,chw->phw", kernels[here], scene.mask_feature[index]).float()
         if prediction.ellipses is not None:
@@ -392,8 +395,8 @@ class RSPrompterQuery(nn.Module):
         Paper Eq. 7: ``e + sin e`` of one vector. Released code: a vector of twice the width, sine of its even channels
         plus its odd ones.
         """
-        raw = self.point_emb(prediction.state[image, query]).float()
-        raw = raw.unflatten(-1, (self.config.prompts_per_query, -1))
+        raw: Tensor = self.point_emb(prediction.state[image, query]).float()
+        raw = raw.reshape(len(raw), self.config.prompts_per_query, -1)
         return raw[..., ::2].sin() + raw[..., 1::2] if self.config.numerics == "released" else raw + raw.sin()
 
     def fine_logits(
@@ -406,8 +409,9 @@ class RSPrompterQuery(nn.Module):
         given = coarse.detach()
         dense = self.sam.dense_prompts(given)
         sparse = self.sparse_prompts(prediction, image, query)
-        logits, _ = self.sam(scene.embedding, scene.embedding_pe, image, sparse, dense, scene.skips)
-        return given + logits.float() if self.config.refine_coarse else logits.float()
+        decoded, _ = self.sam(scene.embedding, scene.embedding_pe, image, sparse, dense, scene.skips)
+        logits: Tensor = decoded.float()
+        return given + logits if self.config.refine_coarse else logits
 
 
 def _chosen(ellipses: Tensor, centres: Centres, image: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """The released code's last step, number by number: for weights trained with it, and for comparing with it.
 
 Source: KyanChen/RSPrompter branch release, commit f4e73c3, ``RSMaskFormerFusionHead.predict`` and
-``instance_postprocess``. Our own path (``segmenter``) differs on purpose: chips are never resized, so nothing is cropped
-a row short and logits are resampled once.
+``instance_postprocess``. Our own path (``segmenter``) differs on purpose: chips are never resized, so nothing is
+cropped a row short and logits are resampled once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """From chips to instances with RSPrompter-query: the engine's side of the model.
 
-Inference of the released code (KyanChen/RSPrompter f4e73c3, ``RSMaskFormerFusionHead``): score = class probability times
-the mean mask probability over the mask's pixels, the best ``max_instances`` (query, class) pairs are kept, no NMS. Two
-savings that leave the result unchanged: SAM's decoder runs on the last prediction set only, and only for queries whose
-class probability can still reach the score threshold, because the other factor is at most one.
+Inference of the released code (KyanChen/RSPrompter f4e73c3, ``RSMaskFormerFusionHead``): score = class probability
+times the mean mask probability over the mask's pixels, the best ``max_instances`` (query, class) pairs are kept, no NMS.
+Two savings that leave the result unchanged: SAM's decoder runs on the last prediction set only, and only for queries
+whose class probability can still reach the score threshold, because the other factor is at most one.
 """
 
 from __future__ import annotations
@@ -166,9 +166,7 @@ class QuerySegmenter:
         )
 
 
-def crop_mask(
-    logits: Tensor, valid: NDArray[np.bool_]
-) -> tuple[tuple[int, int, int, int], NDArray[np.bool_], float]:
+def crop_mask(logits: Tensor, valid: NDArray[np.bool_]) -> tuple[tuple[int, int, int, int], NDArray[np.bool_], float]:
     """Upsample the logits of one mask by four and cut out where they are positive.
 
     Only the part around positive cells is upsampled; a margin of two cells makes it equal to upsampling everything.
