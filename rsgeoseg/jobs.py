@@ -242,10 +242,13 @@ def pipeline_options(job: RunJob, segmenter: Segmenter) -> PipelineOptions:
     A segmenter may have an attribute ``batch_size``, the chips per call that suit its device; 1 otherwise.
 
     Raises:
-        UsageError: a class that the model does not know.
+        UsageError: a class that the model does not know, or larger chips than it takes.
     """
     spec = segmenter.spec
     chip_size = job.chip_size or spec.chip_size
+    if chip_size > spec.chip_size:
+        msg = f"chip-size {chip_size} is more than {spec.name} takes: give at most {spec.chip_size}, or leave it out"
+        raise UsageError(msg)
     return PipelineOptions(
         chip_size=chip_size,
         overlap=min(spec.overlap, chip_size // 4) if job.overlap is None else job.overlap,

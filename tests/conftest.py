@@ -1,3 +1,11 @@
+"""Shared by all tests: one thread per process (they run side by side), and a log that no test leaves changed."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch start their threads
+
+import logging
+
 import pytest
 from rasters import draw_ids, write_raster
 
@@ -13,3 +21,11 @@ def ids_scene(tmp_path):
         return write_raster(tmp_path / name, encode_ids(ids), **options), ids
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was():
+    logger = logging.getLogger("rsgeoseg")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    logger.level, logger.propagate, logger.handlers[:] = before

@@ -15,6 +15,8 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
 
+from rsgeoseg.backbones.two_way import two_way
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -104,7 +106,9 @@ class SamPromptedDecoder(nn.Module):
         tokens = torch.cat([output_tokens.unsqueeze(0).expand(count, -1, -1), sparse], dim=1)
         source = embedding[image_index] + dense
         _, c, h, w = source.shape
-        hidden, source = decoder.transformer(source, image_pe.expand(count, -1, -1, -1), tokens)
+        hidden, source = two_way(
+            decoder.transformer, source.flatten(2).transpose(1, 2), image_pe[0].flatten(1).T, tokens
+        )
         source = source.transpose(1, 2).reshape(count, c, h, w)
         up1, norm, act1, up2, act2 = decoder.output_upscaling
         if skips is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -75,7 +76,7 @@ def invoke(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("cancelled: nothing was written", _CANCELLED)
     except BrokenPipeError:  # the reader of our output went away, as in `| head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
         return _UNEXPECTED
     except _ClickError as error:  # type: ignore[misc]
         return _fail(_one_line(error.format_message()), error.exit_code)

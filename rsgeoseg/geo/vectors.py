@@ -47,6 +47,8 @@ _MAGIC: Mapping[str, tuple[bytes, ...]] = {
     "parquet": (b"PAR1",),
 }
 """First bytes: GDAL would otherwise open whatever a file turns out to be, other files by reference included."""
+_ROWS = 1000
+"""Rows written or counted at once."""
 _LON_LAT = "EPSG:4326"
 
 
@@ -68,15 +70,25 @@ def write_vector(frame: gpd.GeoDataFrame, path: Path, entry: Format) -> None:
         if entry.name == "geojson":
             kind = "Unknown"
             frame, options = _for_geojson(frame, path, options)
-        else:
-            frame = frame.set_geometry(_multi(frame.geometry))
         if entry.name == "shp":
             frame = frame.rename(columns=dict(SHAPEFILE_NAMES))
+        # A part at a time: the copies that writing makes would otherwise be the largest thing in memory.
+        rows_at_once = _ROWS if entry.name == "gpkg" else max(len(frame), 1)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'crs' was not provided")  # the scene had none, and the user was told
-            pyogrio.write_dataframe(
-                frame, path, driver=entry.driver, use_arrow=True, geometry_type=kind, layer_options=options
-            )
+            for start in range(0, max(len(frame), 1), rows_at_once):
+                part = frame.iloc[start : start + rows_at_once]
+                if kind == "MultiPolygon":
+                    part = part.set_geometry(_multi(part.geometry))
+                pyogrio.write_dataframe(
+                    part,
+                    path,
+                    driver=entry.driver,
+                    use_arrow=True,
+                    geometry_type=kind,
+                    layer_options=options if start == 0 else None,
+                    append=start > 0,
+                )
     rows = _count(path, entry)
     if rows != len(frame):
         msg = f"only {rows} of {len(frame)} objects could be read back"
@@ -168,7 +180,7 @@ def _count(path: Path, entry: Format) -> int:
     if entry.name == "parquet":
         batches = pq.ParquetFile(path).iter_batches(columns=["geometry"])
         return sum(batch.num_rows - batch.column(0).null_count for batch in batches)
-    with pyogrio.open_arrow(path, columns=[], use_pyarrow=True) as (meta, reader):
+    with pyogrio.open_arrow(path, columns=[], use_pyarrow=True, batch_size=_ROWS) as (meta, reader):
         name = meta["geometry_name"] or "wkb_geometry"
         return sum(batch.num_rows - batch.column(name).null_count for batch in reader)
 

@@ -119,11 +119,11 @@ def test_run_writes_prints_and_records(cli, ids_scene):
 def test_underscores_work_like_hyphens(cli, ids_scene):
     path, _ = ids_scene()
     result = cli(
-        "run", path, "--stretch", "none", "--chip_size", "128", "--on_chip_error=skip", "--dst_crs", "EPSG:4326"
+        "run", path, "--stretch", "none", "--chip_size", "80", "--on_chip_error=skip", "--dst_crs", "EPSG:4326"
     )
     assert result.code == 0, result.err
     record = json.loads(Path("scene.gpkg.run.json").read_text())
-    assert record["options"]["chip_size"] == 128
+    assert record["options"]["chip_size"] == 80
     assert pyogrio.read_info("scene.gpkg")["crs"] == "EPSG:4326"
 
 
@@ -139,6 +139,21 @@ def test_options_do_what_they_say(cli, ids_scene):
     assert len(pyogrio.read_dataframe("big.gpkg")) == (frame.area_m2 >= 100).sum() > 0
     cli("run", path, "--stretch", "none", "-o", "box.gpkg", "--bbox", "500000,5399950,500050,5400000")
     assert 0 < len(pyogrio.read_dataframe("box.gpkg")) < len(frame)
+
+
+def test_chips_larger_than_the_model_takes_are_refused(cli, ids_scene):
+    path, _ = ids_scene()
+    cli("run", path, "--chip-size", 200).fails(2, "chip-size 200", "at most 96")
+    cli("run", path, "--chip-size", 64, "--overlap", 40).fails(2, "overlap 40", "64")
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    program = f"import sys; sys.path.insert(0, {ROOT!r}); from rsgeoseg.cli.main import main; main(['run', '--help'])"
+    command = [sys.executable, "-u", "-c", program]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    assert child.wait(timeout=30) == 1
 
 
 def test_json_progress_is_one_object_per_line(cli, ids_scene):

@@ -81,6 +81,7 @@ def shapes(items) -> list[tuple]:
 # ------------------------------------------------------------------------------------------- 1. exact on an oracle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connectivity", [4, 8])
 @prop(300)
 @given(tiling=tilings())
@@ -292,6 +293,7 @@ def reference_nms(wholes, nms):
     return sorted((*shape_of(a["label"], a["mask"]), a["score"], a["chips"]) for a in kept)
 
 
+@pytest.mark.slow
 @prop(400)
 @given(soup=soups(), match_iou=st.sampled_from((0.3, 0.5, 0.8)), nms=st.sampled_from((0.2, 0.5, 1.0)))
 def test_any_segmenter_gives_what_the_promises_say_in_any_order(soup: Soup, match_iou, nms):

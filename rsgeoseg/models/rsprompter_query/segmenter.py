@@ -1,7 +1,7 @@
 """From chips to instances with RSPrompter-query: the engine's side of the model.
 
 Inference of the released code (KyanChen/RSPrompter f4e73c3, ``RSMaskFormerFusionHead``): score = class probability
-times the mean mask probability over the mask's pixels, the best ``max_instances`` (query, class) pairs are kept, no NMS.
+times the mean mask probability over the mask's pixels; the best ``max_instances`` (query, class) pairs stay, no NMS.
 Two savings that leave the result unchanged: SAM's decoder runs on the last prediction set only, and only for queries
 whose class probability can still reach the score threshold, because the other factor is at most one.
 """

@@ -1,0 +1,82 @@
+"""SAM's two-way transformer on many prompts: the package's parameters, fewer passes over the image tokens.
+
+The package (segment-anything ``transformer.py``) adds positions to the image tokens anew for every attention and projects
+them three times per layer. A projection is linear, so positions are projected once for all prompts, and the three
+projections of the image tokens are one matrix product. Same function; with autocast on, the tokens stay in its number
+format between the layers instead of going back and forth.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def two_way(transformer: nn.Module, image: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Let prompt tokens and image tokens attend to each other.
+
+    Args:
+        transformer: the package's ``TwoWayTransformer``.
+        image: (P, L, C) image tokens, one copy per prompt.
+        positions: (L, C) their positional encoding.
+        tokens: (P, T, C) prompt tokens, which are their own positional encoding.
+
+    Returns:
+        Updated prompt tokens (P, T, C) and image tokens (P, L, C).
+    """
+    device = image.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
+    net: Any = transformer
+    with torch.autocast(device, enabled=False):
+        image, positions, tokens = image.to(dtype), positions.to(dtype), tokens.to(dtype)
+        queries = tokens
+        for layer in net.layers:
+            queries, image = _layer(layer, queries, image, positions, tokens)
+        final = net.final_attn_token_to_image
+        keys = _linear(final.k_proj, image) + _linear(final.k_proj, positions, bias=False)
+        looked = _attend(final, _linear(final.q_proj, queries + tokens), keys, _linear(final.v_proj, image))
+        return _norm(net.norm_final_attn, queries + looked), image
+
+
+def _layer(layer: Any, queries: Tensor, image: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Self-attention, tokens to image, MLP, image to tokens; the order of SAM's ``TwoWayAttentionBlock``."""
+    own = layer.self_attn
+    placed = queries if layer.skip_first_layer_pe else queries + tokens
+    talked = _attend(own, _linear(own.q_proj, placed), _linear(own.k_proj, placed), _linear(own.v_proj, queries))
+    queries = _norm(layer.norm1, talked if layer.skip_first_layer_pe else queries + talked)
+
+    look, answer = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+    parts = (look.k_proj, look.v_proj, answer.q_proj)
+    width = parts[0].out_features
+    weight = torch.cat([part.weight for part in parts]).to(image.dtype)
+    bias = torch.cat([part.bias for part in parts]).to(image.dtype)
+    placed_k, placed_q = (_linear(part, positions, bias=False) for part in (look.k_proj, answer.q_proj))
+    offset = torch.cat([placed_k, torch.zeros_like(placed_k), placed_q], -1) + bias
+    keys, values, asks = (F.linear(image, weight) + offset).split(width, dim=-1)
+    queries = _norm(layer.norm2, queries + _attend(look, _linear(look.q_proj, queries + tokens), keys, values))
+
+    mlp = layer.mlp
+    queries = _norm(layer.norm3, queries + _linear(mlp.lin2, mlp.act(_linear(mlp.lin1, queries))))
+    told = _attend(answer, asks, _linear(answer.k_proj, queries + tokens), _linear(answer.v_proj, queries))
+    return queries, _norm(layer.norm4, image + told)
+
+
+def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Multi-head attention on projected (P, N, C'), then the output projection."""
+    heads = attention.num_heads
+    q, k, v = (x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2) for x in (query, key, value))  # type: ignore[no-untyped-call]
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return _linear(attention.out_proj, mixed)
+
+
+def _linear(layer: Any, x: Tensor, *, bias: bool = True) -> Tensor:
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype) if bias else None)
+
+
+def _norm(layer: Any, x: Tensor) -> Tensor:
+    return F.layer_norm(x, layer.normalized_shape, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps)
