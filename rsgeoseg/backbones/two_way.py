@@ -1,7 +1,7 @@
 """SAM's two-way transformer on many prompts: the package's parameters, fewer passes over the image tokens.
 
-The package (segment-anything ``transformer.py``) adds positions to the image tokens anew for every attention and projects
-them three times per layer. A projection is linear, so positions are projected once for all prompts, and the three
+The package (segment-anything ``transformer.py``) adds positions to the image tokens anew for every attention and
+projects them three times per layer. A projection is linear, so positions are projected once for all prompts, and the three
 projections of the image tokens are one matrix product. Same function; with autocast on, the tokens stay in its number
 format between the layers instead of going back and forth.
 """
@@ -57,7 +57,7 @@ def _layer(layer: Any, queries: Tensor, image: Tensor, positions: Tensor, tokens
     bias = torch.cat([part.bias for part in parts]).to(image.dtype)
     placed_k, placed_q = (_linear(part, positions, bias=False) for part in (look.k_proj, answer.q_proj))
     offset = torch.cat([placed_k, torch.zeros_like(placed_k), placed_q], -1) + bias
-    keys, values, asks = (F.linear(image, weight) + offset).split(width, dim=-1)
+    keys, values, asks = torch.split(F.linear(image, weight) + offset, width, dim=-1)
     queries = _norm(layer.norm2, queries + _attend(look, _linear(look.q_proj, queries + tokens), keys, values))
 
     mlp = layer.mlp

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -28,7 +29,6 @@ from rsgeoseg.weights.files import write_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from rsgeoseg.contract import Segmenter
     from rsgeoseg.evaluate.coco import CocoResult
@@ -54,6 +54,8 @@ class TrainConfig:
     """Registry name."""
     backbone: str = "lite"
     """Image encoder."""
+    sam_checkpoint: str | None = None
+    """Official SAM file, for SAM backbones."""
     steps: int = 4000
     """Optimiser steps."""
     batch_size: int = 4
@@ -122,7 +124,11 @@ def train(
     kept, held = (data, data) if config.overfit else data.split()
     torch.manual_seed(config.seed)
     package = TRAINABLE[config.model]
-    network = package.build(config.backbone, package.default_config(config.backbone, data.classes))
+    network = package.build(
+        config.backbone,
+        package.default_config(config.backbone, data.classes),
+        sam_checkpoint=None if config.sam_checkpoint is None else Path(config.sam_checkpoint),
+    )
     module = _Stream(network, config, kept)
     validation = _Validation(held, config, on_validation)
     trainer = lightning.Trainer(

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from rsgeoseg.backbones.features import Encoder, EncoderSpec, Features, Level
-from rsgeoseg.models.rsprompter_query.network import QueryConfig, RSPrompterQuery
+from rsgeoseg.models.rsprompter_query.config import QueryConfig
+from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
 
 pytestmark = pytest.mark.skipif(
     not golden.FOLDER.is_dir(), reason="NOT RUN: reference numbers ../shared/golden are absent"

@@ -9,9 +9,13 @@ from torch.nn import functional as F
 
 from rsgeoseg.backbones.features import Encoder, EncoderSpec, Features, Level
 from rsgeoseg.contract import Chip, Segmenter
+from rsgeoseg.errors import ModelError
 from rsgeoseg.models import rsprompter_query as rq
-from rsgeoseg.models.rsprompter_query.network import QueryConfig, RSPrompterQuery, ellipse_map
+from rsgeoseg.models.rsprompter_query.config import QueryConfig
+from rsgeoseg.models.rsprompter_query.loss import LossConfig
+from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
 from rsgeoseg.models.rsprompter_query.segmenter import crop_mask
+from rsgeoseg.nn.ellipses import ellipse_map
 from rsgeoseg.nn.targets import Target
 from rsgeoseg.testing.contract import SegmenterContract
 
@@ -265,6 +269,33 @@ def _iou(box, mask, truth):
     full = np.zeros_like(truth)
     full[y0:y1, x0:x1] = mask
     return (full & truth).sum() / (full | truth).sum()
+
+
+@pytest.mark.slow
+def test_builds_on_sam_vit_b_from_an_official_file(tmp_path):
+    """Encoder, prompt encoder and mask decoder come from the file; the encoder is frozen, the decoder is trained."""
+    from segment_anything import sam_model_registry
+
+    torch.manual_seed(0)
+    official = sam_model_registry["vit_b"]().state_dict()
+    torch.save(official, tmp_path / "sam_vit_b.pth")
+    config = dataclasses.replace(rq.default_config("sam-vit-b", CLASSES), num_queries=5, decoder_layers=1)
+    network = rq.build("sam-vit-b", config, LossConfig(points=256), sam_checkpoint=tmp_path / "sam_vit_b.pth").train()
+    ours = network.state_dict()
+    for name, tensor in official.items():
+        if name.startswith(("prompt_encoder.", "mask_decoder.")):
+            assert torch.equal(ours[f"sam.{name}"], tensor), name
+    images, targets = shapes(1, 128, 0)
+    terms = network.loss(images, targets)
+    sum(terms.values()).backward()
+    assert all(p.grad is None for p in network.encoder.parameters())
+    assert network.sam.mask_decoder.mask_tokens.weight.grad.abs().sum() > 0
+    assert network.neck.feature_aggregator.fusion_conv[-1].weight.grad.abs().sum() > 0
+
+
+def test_lite_takes_no_sam_file(tmp_path):
+    with pytest.raises(ModelError, match="sam-vit-b"):
+        rq.build("lite", rq.default_config("lite", CLASSES), sam_checkpoint=tmp_path / "sam.pth")
 
 
 def test_numerics_differ_by_name_only():

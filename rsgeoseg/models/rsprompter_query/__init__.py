@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.sam_checkpoint import split_sam_checkpoint
 from rsgeoseg.contract import ModelSpec
 from rsgeoseg.errors import ModelError, WeightsError
+from rsgeoseg.models.rsprompter_query.config import QueryConfig
 from rsgeoseg.models.rsprompter_query.loss import LossConfig
-from rsgeoseg.models.rsprompter_query.network import QueryConfig, RSPrompterQuery
+from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
 from rsgeoseg.models.rsprompter_query.segmenter import QuerySegmenter
 from rsgeoseg.nn.device import find_device
 from rsgeoseg.weights.files import find_card, load_into, read_weights
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rsgeoseg.backbones.features import Encoder
+    from rsgeoseg.backbones.sam_vit import SamSize
 
 NAME = "rsprompter-query"
 SOURCE = "Chen et al., RSPrompter, IEEE TGRS 2024; KyanChen/RSPrompter, branch release, f4e73c3"
@@ -51,7 +54,12 @@ def default_loss(backbone: str) -> LossConfig:
 
 
 def build(
-    backbone: str, config: QueryConfig, loss_config: LossConfig | None = None, *, pretrained: bool = True
+    backbone: str,
+    config: QueryConfig,
+    loss_config: LossConfig | None = None,
+    *,
+    pretrained: bool = True,
+    sam_checkpoint: Path | None = None,
 ) -> RSPrompterQuery:
     """Build the network with random heads.
 
@@ -59,15 +67,27 @@ def build(
         backbone: one of ``BACKBONES``.
         config: sizes and options.
         loss_config: weights of the loss; None = ``default_loss``.
-        pretrained: start `lite` from ImageNet weights; SAM encoders get theirs from a checkpoint later.
+        pretrained: start `lite` from ImageNet weights.
+        sam_checkpoint: official SAM file for a SAM backbone: its encoder stays frozen, its prompt encoder and mask
+            decoder are where training starts (paper Table IX: the decoder is trained). None = random weights.
 
     Raises:
-        ModelError: the backbone is unknown.
+        ModelError: the backbone is unknown, or `lite` is given a SAM file.
+        WeightsError: the file is missing, damaged, or of another size.
     """
-    return RSPrompterQuery(_encoder(backbone, pretrained=pretrained), config, loss_config or default_loss(backbone))
+    if sam_checkpoint is not None and backbone == "lite":
+        msg = "the lite backbone takes no SAM checkpoint; choose --backbone sam-vit-b, sam-vit-l or sam-vit-h"
+        raise ModelError(msg)
+    encoder = _encoder(backbone, pretrained=pretrained, sam_checkpoint=sam_checkpoint)
+    network = RSPrompterQuery(encoder, config, loss_config or default_loss(backbone))
+    if sam_checkpoint is not None:
+        parts = split_sam_checkpoint(sam_checkpoint)
+        network.sam.prompt_encoder.load_state_dict(parts["prompt_encoder"])
+        network.sam.mask_decoder.load_state_dict(parts["mask_decoder"])
+    return network
 
 
-def _encoder(backbone: str, *, pretrained: bool) -> Encoder:
+def _encoder(backbone: str, *, pretrained: bool, sam_checkpoint: Path | None) -> Encoder:
     if backbone == "lite":
         from rsgeoseg.backbones.lite import LiteEncoder  # noqa: PLC0415  (one backbone's imports, not all)
 
@@ -75,7 +95,8 @@ def _encoder(backbone: str, *, pretrained: bool) -> Encoder:
     if backbone in BACKBONES:
         from rsgeoseg.backbones.sam_vit import build_sam_vit  # noqa: PLC0415
 
-        return build_sam_vit(backbone.removeprefix("sam-vit-"))  # type: ignore[arg-type]
+        size = cast("SamSize", backbone.removeprefix("sam-vit-"))
+        return build_sam_vit(size, checkpoint=sam_checkpoint)
     msg = f"rsprompter-query does not build on {backbone!r}; choose from {', '.join(BACKBONES)}"
     raise ModelError(msg)
 

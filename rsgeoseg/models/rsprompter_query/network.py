@@ -21,7 +21,8 @@ from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 from rsgeoseg.backbones.sam_parts import SamPromptedDecoder
 from rsgeoseg.models.rsprompter_query.loss import LossConfig, query_losses
 from rsgeoseg.nn.centres import CentreHead, Centres, read_cells, strongest_peaks
-from rsgeoseg.nn.enhancer import Numerics, PlainEnhancer, PyramidEnhancer
+from rsgeoseg.nn.ellipses import ellipse_logits, ellipse_map
+from rsgeoseg.nn.enhancer import PlainEnhancer, PyramidEnhancer
 from rsgeoseg.nn.masked_attention import MaskedDecoderLayer
 from rsgeoseg.nn.pixel_decoder import PixelDecoder
 from rsgeoseg.nn.points import sample_points
@@ -33,49 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rsgeoseg.backbones.features import Encoder, Features
+    from rsgeoseg.models.rsprompter_query.config import QueryConfig
     from rsgeoseg.nn.targets import Target
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryConfig:
-    """Sizes and options of the network; saved with the weights."""
-
-    classes: tuple[str, ...]
-    """Class names, background not counted."""
-    num_queries: int = 70
-    """N_p, groups of prompts per image (paper: 100 WHU, 70 NWPU, 30 SSDD)."""
-    prompts_per_query: int = 5
-    """K_p, prompt embeddings per group (paper section IV-C)."""
-    width: int = 128
-    """Channels of pixel decoder and queries."""
-    mask_channels: int = 256
-    """Channels of the mask feature."""
-    hidden: int = 512
-    """Width of the feed-forward networks."""
-    heads: int = 8
-    """Attention heads."""
-    encoder_layers: int = 3
-    """Layers of the transformer encoder (paper: 3)."""
-    decoder_layers: int = 6
-    """Layers of the transformer decoder (paper: 6)."""
-    numerics: Numerics = "paper"
-    """Where paper and released code differ: aggregator order, sine rule, depth of the prompt head, decoder norm."""
-    decoder_mlp: int = 2048
-    """Hidden width of SAM's two-way transformer."""
-    centre_queries: bool = False
-    """Queries start at centres found on the pixel decoder's maps instead of being learned (not in the paper)."""
-    local_masks: bool = False
-    """Coarse masks have a learned elliptic term around the query's centre (not in the paper; needs centre_queries)."""
-    refine_coarse: bool = False
-    """SAM's decoder adds to the coarse logits instead of replacing them (not in the paper; for one from scratch)."""
-    skips: bool = False
-    """Mask upscaling sees the encoder's maps at stride 4 and 8, as SAM 2's does (not in the paper)."""
-
-    def __post_init__(self) -> None:
-        """Refuse combinations that cannot work."""
-        if self.local_masks and not self.centre_queries:
-            msg = "local_masks needs centre_queries: a learned query has no centre"
-            raise ValueError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,35 +376,3 @@ class RSPrompterQuery(nn.Module):
 
 def _chosen(ellipses: Tensor, centres: Centres, image: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ellipses[image, query], centres.points[image, query], centres.sides[image, query]
-
-
-def ellipse_logits(ellipses: Tensor, points: Tensor, sides: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Logits that fall with the elliptic distance from a centre: positive inside, slowly ever more negative outside.
-
-    Args:
-        ellipses: (..., 5) two log-scales around a shear, and a shift of the centre in half sides.
-        points: (..., 2) x y in pixels.
-        sides: (...) reference side in pixels.
-        xs: where to evaluate, pixels; broadcast against (..., 1), so (P,) for points or (w,) for columns.
-        ys: likewise; (P,) for points or (h, 1) for rows.
-
-    Returns:
-        (..., P) or (..., h, w) float32.
-    """
-    lead = (..., *(None,) * max(xs.ndim, ys.ndim))
-    half = (sides / 2)[lead]
-    dx = xs - (points[..., 0][lead] + half * ellipses[..., 3].tanh()[lead])
-    dy = ys - (points[..., 1][lead] + half * ellipses[..., 4].tanh()[lead])
-    along_x = ellipses[..., 0].clamp(-4, 4).exp()[lead] / half
-    along_y = ellipses[..., 2].clamp(-4, 4).exp()[lead] / half
-    shear = ellipses[..., 1][lead] / half
-    distance = (along_x * dx + shear * dy).square() + (along_y * dy).square()
-    return 3 * (1 - torch.log1p(distance))
-
-
-def ellipse_map(ellipses: Tensor, points: Tensor, sides: Tensor, *, shape: tuple[int, int], stride: float) -> Tensor:
-    """``ellipse_logits`` at the cells of a map (h, w) with ``stride`` pixels per cell: (..., h, w)."""
-    h, w = shape
-    xs = (torch.arange(w, device=points.device) + 0.5) * stride
-    ys = (torch.arange(h, device=points.device) + 0.5) * stride
-    return ellipse_logits(ellipses, points, sides, xs[None, :], ys[:, None])

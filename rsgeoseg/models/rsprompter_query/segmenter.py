@@ -59,6 +59,8 @@ class QuerySegmenter:
         self.max_queries = max_queries
         self.autocast = autocast
         self.device = next(network.parameters()).device
+        self.batch_size = 8 if self.device.type == "cuda" else 1
+        """Chips at once that the engine starts with: on a CPU more would only take memory."""
 
     def at_threshold(self, score_threshold: float) -> QuerySegmenter:
         """Give the same model with another score threshold; objects below it need not be found."""
