@@ -1,8 +1,8 @@
 """SAM's two-way transformer on many prompts: the package's parameters, fewer passes over the image tokens.
 
 The package (segment-anything ``transformer.py``) adds positions to the image tokens anew for every attention and
-projects them three times per layer. A projection is linear, so positions are projected once for all prompts, and the three
-projections of the image tokens are one matrix product. Same function; with autocast on, the tokens stay in its number
+projects them three times per layer. A projection is linear, so positions are projected once for all prompts, and the
+three projections of the image tokens are one matrix product. Same function; with autocast on, the tokens stay in its number
 format between the layers instead of going back and forth.
 """
 
