@@ -6,8 +6,6 @@ The scene is invented; the objects are drawn like those of aerial images. ``harb
 the true polygons.
 """
 
-
-
 from __future__ import annotations
 
 import argparse

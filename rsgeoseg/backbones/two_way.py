@@ -2,8 +2,8 @@
 
 The package (segment-anything ``transformer.py``) adds positions to the image tokens anew for every attention and
 projects them three times per layer. A projection is linear, so positions are projected once for all prompts, and the
-three projections of the image tokens are one matrix product. Same function; with autocast on, the tokens stay in its number
-format between the layers instead of going back and forth.
+three projections of the image tokens are one matrix product. It is the same function; with autocast on, the tokens stay
+in its number format between the layers instead of going back and forth.
 """
 
 from __future__ import annotations
