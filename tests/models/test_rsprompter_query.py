@@ -14,7 +14,7 @@ from rsgeoseg.models import rsprompter_query as rq
 from rsgeoseg.models.rsprompter_query.config import QueryConfig
 from rsgeoseg.models.rsprompter_query.loss import LossConfig
 from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
-from rsgeoseg.models.rsprompter_query.segmenter import crop_mask
+from rsgeoseg.models.rsprompter_query.segmenter import crop_mask, main_parts
 from rsgeoseg.nn.ellipses import ellipse_map
 from rsgeoseg.nn.targets import Target
 from rsgeoseg.testing.contract import SegmenterContract
@@ -97,12 +97,24 @@ def test_crop_mask_equals_upsampling_everything(shift):
     valid[5:20, 30:60] = False
     full = F.interpolate(logits[None, None], scale_factor=4.0, mode="bilinear", align_corners=False)[0, 0].numpy()
     full = full[: valid.shape[0], : valid.shape[1]]
-    expected = (full > 0) & valid
+    expected = main_parts((full > 0) & valid)
     (x0, y0, x1, y1), mask, quality = crop_mask(logits, valid)
     pasted = np.zeros_like(valid)
     pasted[y0:y1, x0:x1] = mask
     np.testing.assert_array_equal(pasted, expected)
     assert quality == pytest.approx((1 / (1 + np.exp(-full[expected]))).mean(), abs=1e-5)
+
+
+def test_main_parts_leaves_specks_out():
+    mask = np.zeros((12, 20), np.bool_)
+    mask[1:5, 1:5] = True  # 16 pixels
+    mask[8:11, 2:6] = True  # 12: stays
+    mask[1:3, 10:13] = True  # 6: goes
+    mask[11, 19] = True
+    kept = main_parts(mask)
+    assert kept[1:5, 1:5].all()
+    assert kept[8:11, 2:6].all()
+    assert kept.sum() == 28
 
 
 def test_crop_mask_of_nothing():

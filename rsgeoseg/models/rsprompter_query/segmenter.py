@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 PROMPTS_AT_ONCE = 16
 """Prompts per call of SAM's decoder: more at once is slower on a CPU (caches), and no faster on a GPU per prompt."""
+SMALLEST_PART = 0.5
+"""Parts of a mask with a smaller share of the largest part's area are left out (not in the paper): a dot product lights up
+on like pixels nearby, and specks cost 0.02 mask AP on NWPU VHR-10 and look wrong on a map."""
 QUIET_CENTRE = 0.02
 """A centre with a lower class probability starts no query."""
 
@@ -195,10 +199,21 @@ def crop_mask(logits: Tensor, valid: NDArray[np.bool_]) -> tuple[tuple[int, int,
     up = F.interpolate(crop, scale_factor=4.0, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
     up = up[: h - 4 * y0, : w - 4 * x0]
     inside = (up > 0) & valid[4 * y0 : 4 * y0 + up.shape[0], 4 * x0 : 4 * x0 + up.shape[1]]
-    ys, xs = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    if not len(ys):
+    if not inside.any():
         return nothing
+    inside = main_parts(inside)
+    ys, xs = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     quality = float((1 / (1 + np.exp(-up[inside]))).mean())
     tight = np.s_[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
     box = (4 * x0 + int(xs[0]), 4 * y0 + int(ys[0]), 4 * x0 + int(xs[-1]) + 1, 4 * y0 + int(ys[-1]) + 1)
     return box, inside[tight].copy(), quality
+
+
+def main_parts(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Keep the largest 8-connected part of a mask (h, w) and parts at least ``SMALLEST_PART`` its size."""
+    count, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 2:  # background and one part
+        return mask
+    areas = statistics[:, cv2.CC_STAT_AREA]
+    areas[0] = 0
+    return (areas >= SMALLEST_PART * areas.max())[parts]
