@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 PROMPTS_AT_ONCE = 16
 """Prompts per call of SAM's decoder: more at once is slower on a CPU (caches), and no faster on a GPU per prompt."""
 SMALLEST_PART = 0.5
-"""Parts of a mask with a smaller share of the largest part's area are left out (not in the paper): a dot product lights up
-on like pixels nearby, and specks cost 0.02 mask AP on NWPU VHR-10 and look wrong on a map."""
+"""Parts of a mask with a smaller share of the largest part's area are left out (not in the paper): a dot product lights
+up on like pixels nearby, and specks cost 0.02 mask AP on NWPU VHR-10 and look wrong on a map."""
 QUIET_CENTRE = 0.02
 """A centre with a lower class probability starts no query."""
 
@@ -216,4 +216,4 @@ def main_parts(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return mask
     areas = statistics[:, cv2.CC_STAT_AREA]
     areas[0] = 0
-    return (areas >= SMALLEST_PART * areas.max())[parts]
+    return np.asarray((areas >= SMALLEST_PART * areas.max())[parts])
