@@ -1,0 +1,82 @@
+"""The weights that come with the package: whole, small, and good on the example."""
+
+from pathlib import Path
+
+import geopandas
+import pytest
+
+import rsgeoseg
+from rsgeoseg.errors import ModelError, WeightsError
+from rsgeoseg.evaluate.polygons import polygon_metrics
+from rsgeoseg.weights import files
+from rsgeoseg.weights.cards import WeightsCard, bundled_cards
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_every_bundled_file_is_the_one_on_its_card():
+    cards = bundled_cards()
+    assert cards
+    for card in cards:
+        assert card.path.stat().st_size == card.bytes <= 30e6
+        assert files.sha256_of(card.path) == card.sha256
+        assert "research" in card.licence  # the training images are for research use: it must say so
+        assert card.accuracy["mask_ap"] > 0
+
+
+def test_card_round_trip():
+    card = bundled_cards()[0]
+    assert WeightsCard.from_dict(card.to_dict()) == card
+    with pytest.raises(ValueError, match="flavour"):
+        WeightsCard.from_dict({**card.to_dict(), "flavour": "vanilla"})
+
+
+def test_the_default_weights_are_bundled_and_named_in_the_spec():
+    model = rsgeoseg.load_model("rsprompter-query", device="cpu")
+    card = bundled_cards()[0]
+    assert model.spec.weights_id == f"{card.id}@{card.sha256[:16]}"
+    assert model.spec.classes == card.classes
+    by_id = rsgeoseg.load_model("rsprompter_query", weights=card.id, device="cpu")  # underscores are accepted
+    assert by_id.spec == model.spec
+
+
+def test_a_damaged_bundled_file_is_refused(tmp_path, monkeypatch):
+    card = bundled_cards()[0]
+    data = bytearray(card.path.read_bytes())
+    data[len(data) // 2] ^= 1  # one bit
+    (tmp_path / card.file).write_bytes(data)
+    monkeypatch.setattr("rsgeoseg.weights.cards.BUNDLED", tmp_path)
+    monkeypatch.setattr(files, "find_card", lambda *_: card)
+    monkeypatch.setattr("rsgeoseg.models.rsprompter_query.find_card", lambda *_: card)
+    with pytest.raises(WeightsError, match="sha256"):
+        rsgeoseg.load_model("rsprompter-query", device="cpu")
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ModelError, match="rsprompter-query"):
+        rsgeoseg.load_model("yolo")
+    with pytest.raises(WeightsError, match="no such weights"):
+        rsgeoseg.load_model("rsprompter-query", weights="no-such-id", device="cpu")
+
+
+def test_list_models():
+    card = next(c for c in rsgeoseg.list_models() if c.name == "rsprompter-query")
+    assert card.weights[0].backbone == "lite"
+    assert set(card.backbones) == {"lite", "sam-vit-b", "sam-vit-l", "sam-vit-h"}
+
+
+@pytest.mark.slow
+def test_the_example_is_mapped_well(tmp_path):
+    """The README's first command: most true objects of the example are found, with sane sizes and no duplicates."""
+    truth = geopandas.read_file(EXAMPLES / "harbour_town_truth.gpkg")
+    found = rsgeoseg.run(EXAMPLES / "harbour_town.tif", output=tmp_path / "found.gpkg")
+    result = polygon_metrics(truth, found)
+    assert result.n_matched >= 0.75 * result.n_truth
+    assert result.n_found <= 1.15 * result.n_truth
+    assert result.duplicates == 0
+    assert found.crs == truth.crs
+    pools = found[found.class_name == "storage_tank"]
+    assert pools.area_m2.between(20, 3000).all()
+    assert found.is_valid.all()
+    record = found.attrs["rsgeoseg"]
+    assert record["chips"]["done"] == record["chips"]["total"]
