@@ -9,11 +9,12 @@ unused heads.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.backbones.two_way import two_way
 
@@ -70,8 +71,13 @@ class SamPromptedDecoder(nn.Module):
 
     def dense_prompts(self, coarse: Tensor) -> Tensor:
         """Coarse mask logits (P, 4h, 4w) through SAM's mask prompt encoder to (P, C, h, w); paper Eq. 7, Phi_p-enc."""
-        embedded: Tensor = self.prompt_encoder.mask_downscaling(coarse.unsqueeze(1))
-        return embedded
+        dtype = _number_format(coarse)
+        conv1, norm1, act1, conv2, norm2, act2, conv3 = self.prompt_encoder.mask_downscaling
+        with torch.autocast(coarse.device.type, enabled=False):
+            x = coarse.to(dtype).unsqueeze(1)
+            x = act1(_norm2d(norm1, _conv(conv1, x)))
+            x = act2(_norm2d(norm2, _conv(conv2, x)))
+            return _conv(conv3, x)
 
     def no_mask(self) -> Tensor:
         """Dense prompt for "no mask given", (1, C, 1, 1)."""
@@ -100,26 +106,82 @@ class SamPromptedDecoder(nn.Module):
         Returns:
             Mask logits (P, 4h, 4w), and the decoded tokens (P, 5 + K, C), whose first is the IoU token.
         """
+        dtype = _number_format(embedding)
+        with torch.autocast(embedding.device.type, enabled=False):
+            return self._decode(
+                embedding.to(dtype),
+                image_pe.to(dtype),
+                image_index,
+                sparse.to(dtype),
+                dense.to(dtype),
+                None if skips is None else [skip.to(dtype) for skip in skips],
+            )
+
+    def _decode(
+        self,
+        embedding: Tensor,
+        image_pe: Tensor,
+        image_index: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        skips: Sequence[Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
         decoder = self.mask_decoder
         count = sparse.shape[0]
-        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).to(sparse.dtype)
         tokens = torch.cat([output_tokens.unsqueeze(0).expand(count, -1, -1), sparse], dim=1)
-        source = embedding[image_index] + dense
+        source = _of_prompts(embedding, image_index) + dense
         _, c, h, w = source.shape
-        hidden, source = two_way(
-            decoder.transformer, source.flatten(2).transpose(1, 2), image_pe[0].flatten(1).T, tokens
-        )
-        source = source.transpose(1, 2).reshape(count, c, h, w)
-        up1, norm, act1, up2, act2 = decoder.output_upscaling
+        image = source.permute(0, 2, 3, 1).reshape(len(source), h * w, c).expand(count, -1, -1)
+        hidden, image = two_way(decoder.transformer, image, image_pe[0].flatten(1).T, tokens)
+        source = image.reshape(count, h, w, c).permute(0, 3, 1, 2)  # channels last, as the tokens lie
+        up1, norm1, act1, up2, act2 = decoder.output_upscaling
         if skips is None:
-            upscaled = act2(up2(act1(norm(up1(source)))))
+            upscaled = act2(_conv(up2, act1(_norm2d(norm1, _conv(up1, source)))))
         else:  # order of SAM 2's mask decoder: add, then norm and activation
-            fine, middle = self.conv_s0(skips[0])[image_index], self.conv_s1(skips[1])[image_index]
-            upscaled = act2(up2(act1(norm(up1(source) + middle))) + fine)
-        kernel = decoder.output_hypernetworks_mlps[0](hidden[:, 1])
-        return torch.einsum("pc,pchw->phw", kernel, upscaled), hidden
+            rough = _conv(up1, source)
+            middle = _of_prompts(_like(_conv(self.conv_s1, skips[1]), rough), image_index)
+            smooth = _conv(up2, act1(_norm2d(norm1, rough + middle)))
+            fine = _of_prompts(_like(_conv(self.conv_s0, skips[0]), smooth), image_index)
+            upscaled = act2(smooth + fine)
+        x = hidden[:, 1]
+        layers = decoder.output_hypernetworks_mlps[0].layers
+        for index, layer in enumerate(layers):
+            x = F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+            x = x.relu() if index < len(layers) - 1 else x
+        return torch.einsum("pc,pchw->phw", x, upscaled), hidden
 
     def iou(self, tokens: Tensor) -> Tensor:
         """SAM's own quality estimate of mask 0, (P,), from the decoded tokens; RSPrompter does not use it."""
-        scores: Tensor = self.mask_decoder.iou_prediction_head(tokens[:, 0])
+        scores: Tensor = self.mask_decoder.iou_prediction_head(tokens[:, 0].float())
         return scores[:, 0]
+
+
+def _number_format(x: Tensor) -> torch.dtype:
+    """Autocast's format where it is on, else the tensor's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _of_prompts(maps: Tensor, image_index: Tensor) -> Tensor:
+    """Each prompt's map; a single image's is left to broadcast instead of being copied for every prompt."""
+    return maps if maps.shape[0] == 1 else maps[image_index]
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    """Lay out ``x`` in memory as ``other`` is: sums of maps in different orders are several times slower."""
+    last = other.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _conv(layer: Any, x: Tensor) -> Tensor:
+    """A convolution or transposed convolution with its parameters in the number format of ``x``."""
+    run = F.conv_transpose2d if isinstance(layer, nn.ConvTranspose2d) else F.conv2d
+    return run(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype), stride=layer.stride)
+
+
+def _norm2d(layer: Any, x: Tensor) -> Tensor:
+    """SAM's LayerNorm2d, as a layer norm over channels that lie last."""
+    rows = x.permute(0, 2, 3, 1)
+    normed = F.layer_norm(rows, rows.shape[-1:], layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps)
+    return normed.permute(0, 3, 1, 2)

@@ -2,8 +2,8 @@
 
 The package (segment-anything ``transformer.py``) adds positions to the image tokens anew for every attention and
 projects them three times per layer. A projection is linear, so positions are projected once for all prompts, and the
-three projections of the image tokens are one matrix product. It is the same function; with autocast on, the tokens stay
-in its number format between the layers instead of going back and forth.
+three projections of the image tokens are one matrix product. It is the same function. Tokens keep their number format
+from layer to layer: under autocast they would go to float32 and back at every norm, so callers switch it off and cast.
 """
 
 from __future__ import annotations
@@ -29,18 +29,14 @@ def two_way(transformer: nn.Module, image: Tensor, positions: Tensor, tokens: Te
     Returns:
         Updated prompt tokens (P, T, C) and image tokens (P, L, C).
     """
-    device = image.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else image.dtype
     net: Any = transformer
-    with torch.autocast(device, enabled=False):
-        image, positions, tokens = image.to(dtype), positions.to(dtype), tokens.to(dtype)
-        queries = tokens
-        for layer in net.layers:
-            queries, image = _layer(layer, queries, image, positions, tokens)
-        final = net.final_attn_token_to_image
-        keys = _linear(final.k_proj, image) + _linear(final.k_proj, positions, bias=False)
-        looked = _attend(final, _linear(final.q_proj, queries + tokens), keys, _linear(final.v_proj, image))
-        return _norm(net.norm_final_attn, queries + looked), image
+    queries = tokens
+    for layer in net.layers:
+        queries, image = _layer(layer, queries, image, positions, tokens)
+    final = net.final_attn_token_to_image
+    keys = _linear(final.k_proj, image) + _linear(final.k_proj, positions, bias=False)
+    looked = _attend(final, _linear(final.q_proj, queries + tokens), keys, _linear(final.v_proj, image))
+    return norm(net.norm_final_attn, queries + looked), image
 
 
 def _layer(layer: Any, queries: Tensor, image: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +44,7 @@ def _layer(layer: Any, queries: Tensor, image: Tensor, positions: Tensor, tokens
     own = layer.self_attn
     placed = queries if layer.skip_first_layer_pe else queries + tokens
     talked = _attend(own, _linear(own.q_proj, placed), _linear(own.k_proj, placed), _linear(own.v_proj, queries))
-    queries = _norm(layer.norm1, talked if layer.skip_first_layer_pe else queries + talked)
+    queries = norm(layer.norm1, talked if layer.skip_first_layer_pe else queries + talked)
 
     look, answer = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
     parts = (look.k_proj, look.v_proj, answer.q_proj)
@@ -58,12 +54,12 @@ def _layer(layer: Any, queries: Tensor, image: Tensor, positions: Tensor, tokens
     placed_k, placed_q = (_linear(part, positions, bias=False) for part in (look.k_proj, answer.q_proj))
     offset = torch.cat([placed_k, torch.zeros_like(placed_k), placed_q], -1) + bias
     keys, values, asks = torch.split(F.linear(image, weight) + offset, width, dim=-1)
-    queries = _norm(layer.norm2, queries + _attend(look, _linear(look.q_proj, queries + tokens), keys, values))
+    queries = norm(layer.norm2, queries + _attend(look, _linear(look.q_proj, queries + tokens), keys, values))
 
     mlp = layer.mlp
-    queries = _norm(layer.norm3, queries + _linear(mlp.lin2, mlp.act(_linear(mlp.lin1, queries))))
-    told = _attend(answer, asks, _linear(answer.k_proj, queries + tokens), _linear(answer.v_proj, queries))
-    return queries, _norm(layer.norm4, image + told)
+    queries = norm(layer.norm3, queries + _linear(mlp.lin2, mlp.act(_linear(mlp.lin1, queries))))
+    told = _answer(answer, asks, _linear(answer.k_proj, queries + tokens), _linear(answer.v_proj, queries))
+    return queries, norm(layer.norm4, image + told)
 
 
 def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -74,9 +70,26 @@ def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor
     return _linear(attention.out_proj, mixed)
 
 
+def _answer(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same for very many queries (P, L, C') and a few keys (P, T, C').
+
+    With heads of eight channels the fused kernel spends its time on bookkeeping. One product with the keys laid out
+    block-diagonally, head by head, does redundant sums with zeros and is still faster in half precision on a CPU.
+    """
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        return _attend(attention, query, key, value)
+    heads, width = attention.num_heads, query.shape[-1] // attention.num_heads
+    blocks = torch.eye(heads, dtype=query.dtype).repeat_interleave(key.shape[1], 0).repeat_interleave(width, 1)
+    keys, values = (x.repeat(1, heads, 1) * blocks for x in (key * width**-0.5, value))  # (P, heads T, C')
+    scores = query @ keys.transpose(1, 2)
+    weights = scores.unflatten(-1, (heads, key.shape[1])).softmax(-1).flatten(2)  # type: ignore[no-untyped-call]
+    return _linear(attention.out_proj, weights @ values)
+
+
 def _linear(layer: Any, x: Tensor, *, bias: bool = True) -> Tensor:
     return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype) if bias else None)
 
 
-def _norm(layer: Any, x: Tensor) -> Tensor:
+def norm(layer: Any, x: Tensor) -> Tensor:
+    """Layer norm over the last axis in the number format of ``x``, with the parameters of ``layer``."""
     return F.layer_norm(x, layer.normalized_shape, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.eps)

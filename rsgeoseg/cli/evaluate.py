@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,6 +88,7 @@ def _model_figures(
     from rsgeoseg import jobs
     from rsgeoseg.cli.progress import show_count
 
+    logging.getLogger("rsgeoseg.geo").setLevel(logging.ERROR)  # plain images have no CRS, and need none here
     job = jobs.EvaluateJob(
         annotations=str(truth),
         images=str(images),

@@ -76,12 +76,12 @@ class DeformableAttention(nn.Module):
         where = reference.view(1, count, 1, 1, 1, 2) + offsets / sizes.view(1, 1, 1, levels, 1, 2)
         grids = (2 * where - 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 1)  # (B heads, levels, Q, points, 2)
         values = self.value_proj(value).view(batch, -1, heads, width // heads).split([h * w for h, w in shapes], dim=1)
-        sampled = []
-        for level, (h, w) in enumerate(shapes):
+        shares = weights.permute(0, 2, 1, 3).flatten(0, 1).unsqueeze(1).split(points, dim=-1)
+        mixed = query.new_zeros((), dtype=torch.float32)
+        for level, (h, w) in enumerate(shapes):  # level by level: joined, the samples would leave the cache
             plane = values[level].permute(0, 2, 3, 1).reshape(batch * heads, width // heads, h, w)
-            sampled.append(F.grid_sample(plane.float(), grids[:, level], align_corners=False))
-        stacked = torch.cat(sampled, dim=-1)  # (B heads, C / heads, Q, levels points)
-        mixed = (stacked * weights.permute(0, 2, 1, 3).flatten(0, 1).unsqueeze(1)).sum(-1)
+            sampled = F.grid_sample(plane.float(), grids[:, level], align_corners=False)  # (B heads, C / heads, Q, P)
+            mixed = mixed + (sampled * shares[level]).sum(-1)
         mixed = mixed.view(batch, width, count).transpose(1, 2)
         attended: Tensor = self.output_proj(mixed.to(query.dtype))
         return attended

@@ -41,7 +41,7 @@ class WeightsCard:
     """What it cannot do."""
     chip_size: int = 1024
     """Side of the chips it wants, pixels."""
-    overlap: int = 192
+    overlap: int = 128
     """Overlap between neighbouring chips, pixels."""
     score_threshold: float = 0.5
     """Score below which objects are left off a map."""

@@ -130,7 +130,7 @@ def segmenter(network: RSPrompterQuery, *, score_threshold: float = 0.5, **spec:
         classes=network.config.classes,
         score_threshold=score_threshold,
         source=SOURCE,
-        **{"chip_size": min(size, 1024), "overlap": 192, **spec},
+        **{"chip_size": min(size, 1024), "overlap": 128, **spec},
     )
     device = next(network.parameters()).device
     return QuerySegmenter(network, full, autocast=compute_dtype(device) is torch.bfloat16)
