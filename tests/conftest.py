@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch start their threads
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import logging
 

@@ -69,6 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
 def invoke(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors become one line on stderr, ``-v`` adds the traceback."""
     _terminate_like_ctrl_c()
+    # Threads that wait by spinning make a run three times slower as soon as another program wants a core; asleep they
+    # cost nothing when the machine is idle. Read once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = build_app()(args=arguments or ["--help"], prog_name="rsgeoseg", standalone_mode=False)
     except RsGeoSegError as error:
