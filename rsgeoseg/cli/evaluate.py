@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,8 @@ from rsgeoseg.cli import common
 from rsgeoseg.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rsgeoseg.evaluate.coco import CocoResult
 
 Truth = Annotated[
@@ -88,7 +91,6 @@ def _model_figures(
     from rsgeoseg import jobs
     from rsgeoseg.cli.progress import show_count
 
-    logging.getLogger("rsgeoseg.geo").setLevel(logging.ERROR)  # plain images have no CRS, and need none here
     job = jobs.EvaluateJob(
         annotations=str(truth),
         images=str(images),
@@ -99,9 +101,21 @@ def _model_figures(
         start=start,
         score_threshold=score_threshold,
     )
-    with show_count("images", quiet=quiet) as tell:
+    with _no_word_of_crs(), show_count("images", quiet=quiet) as tell:
         found: CocoResult = jobs.evaluate(job, tell=tell)
     return found.to_dict()
+
+
+@contextmanager
+def _no_word_of_crs() -> Iterator[None]:
+    """Plain images have no CRS and need none here: silence a warning for each of them."""
+    geo = logging.getLogger("rsgeoseg.geo")
+    before = geo.level
+    geo.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        geo.setLevel(before)
 
 
 def print_figures(figures: dict[str, Any]) -> None:
