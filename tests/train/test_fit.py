@@ -13,6 +13,7 @@ import rsgeoseg
 from rsgeoseg.cli.main import build_app
 from rsgeoseg.contract import Chip
 from rsgeoseg.errors import ModelError, UsageError, WeightsError
+from rsgeoseg.testing.contract import check_instances
 from rsgeoseg.train.fit import TrainConfig, train
 from rsgeoseg.weights.files import read_weights, write_weights
 
@@ -68,9 +69,13 @@ def test_other_settings_do_not_resume(config, uninterrupted):
 def test_weights_load_by_path_and_segment(uninterrupted):
     segmenter = rsgeoseg.load_model("rsprompter-query", weights=uninterrupted.weights, device="cpu")
     assert segmenter.spec.classes == ("a", "b")
-    chip = Chip(image=np.zeros((3, 64, 64), np.uint8), valid=np.ones((64, 64), np.bool_))
-    assert len(segmenter.at_threshold(0.0).segment([chip])[0]) >= 0
+    chip = Chip(image=np.full((3, 64, 64), 90, np.uint8), valid=np.ones((64, 64), np.bool_))
+    thorough = segmenter.at_threshold(0.0)
+    check_instances(thorough, chip, thorough.segment([chip])[0])
     half = read_weights(uninterrupted.weights)
+    loaded = segmenter.network.state_dict()
+    for name, tensor in half.tensors.items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=0, msg=name)
     assert half.description["training"]["steps"] == 4
 
 
