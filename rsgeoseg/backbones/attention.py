@@ -111,14 +111,16 @@ def folded_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple
     return F.scaled_dot_product_attention(long_q[None], long_k[None], v[None], scale=1.0)[0]
 
 
-def blocked_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple[int, int], out: Tensor) -> None:
+def blocked_attention(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, grid: tuple[int, int], out: Tensor
+) -> None:
     """Attend a block of query rows at a time (CPU, no gradients).
 
     Args:
         q: (n, h w, d) queries, already scaled; any strides, as for the rest.
         k: (n, h w, d) keys.
         v: (n, h w, d) values.
-        table: as in :func:`relative_bias`.
+        table: as in :func:`relative_bias`; None = no positions.
         grid: h, w in tokens.
         out: (n, h w, d), written.
     """
@@ -128,16 +130,48 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tupl
     weights = torch.empty_like(scores)
     for head in range(len(q)):
         keys = k[head].t()
-        to_rows, to_columns = relative_bias(q[head : head + 1], table, grid)
+        bias = None if table is None else relative_bias(q[head : head + 1], table, grid)
         for top in range(0, h, rows):
             bottom = min(h, top + rows)
             n = (bottom - top) * w
             block, tokens = scores[:n], slice(top * w, bottom * w)
-            torch.add(
-                to_rows[0, top:bottom, :, :, None],
-                to_columns[0, top:bottom, :, None, :],
-                out=block.view(bottom - top, w, h, w),
-            )
-            block.addmm_(q[head, tokens], keys)
+            if bias is None:
+                torch.mm(q[head, tokens], keys, out=block)
+            else:
+                to_rows, to_columns = bias
+                torch.add(
+                    to_rows[0, top:bottom, :, :, None],
+                    to_columns[0, top:bottom, :, None, :],
+                    out=block.view(bottom - top, w, h, w),
+                )
+                block.addmm_(q[head, tokens], keys)
             torch.softmax(block, -1, out=weights[:n])
             torch.mm(weights[:n], v[head], out=out[head, tokens])
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attend without relative positions (no gradients), fast in either number format on either kind of device.
+
+    Args:
+        q: (n, heads, Q, d) queries, already scaled; any strides, as for the rest.
+        k: (n, heads, L, d) keys.
+        v: (n, heads, L, d) values.
+        bias: (L,), added to the scores of every query.
+
+    Returns:
+        (n, Q, heads, d).
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        mask = None if bias is None else bias.expand(q.shape[-2], -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2)
+    # Separate products, see folded_attention; long sequences by blocks.
+    n, heads, queries, d = q.shape
+    if queries == k.shape[2] > BLOCK_QUERIES and bias is None:
+        out = q.new_empty((n, queries, heads, d))
+        for one in range(n):
+            blocked_attention(q[one], k[one], v[one], None, (queries, 1), out[one].transpose(0, 1))
+        return out
+    scores = q @ k.transpose(2, 3)
+    if bias is not None:
+        scores += bias
+    return (torch.softmax(scores, -1) @ v).transpose(1, 2)

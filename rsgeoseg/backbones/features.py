@@ -37,11 +37,20 @@ class EncoderSpec:
     """Per-band mean on the 0-255 scale."""
     std: tuple[float, float, float]
     """Per-band standard deviation on the 0-255 scale."""
+    skips: tuple[Level, Level] | None = None
+    """High-resolution maps at strides 4 and 8 for a mask decoder with skip connections (SAM 2's); None = none."""
+    fixed_size: bool = False
+    """True where positions are learned for ``image_size``: smaller images are padded to it, never run as they are."""
 
     @property
     def is_pyramid(self) -> bool:
         """True where the intermediate maps differ in stride (CNN, Hiera); False for a plain ViT."""
         return len({level.stride for level in self.hidden}) > 1
+
+    @property
+    def skip_channels(self) -> tuple[int, int] | None:
+        """Channels of the maps at strides 4 and 8 for a mask decoder with skip connections; None without any."""
+        return None if self.skips is None else (self.skips[0].channels, self.skips[1].channels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,8 @@ class Features:
     """(B, C, h, w) as ``spec.embedding``."""
     hidden: tuple[Tensor, ...]
     """One (B, C, h, w) per ``spec.hidden``."""
+    skips: tuple[Tensor, Tensor] | None = None
+    """(B, C, h, w) each, as ``spec.skips``."""
 
 
 class Encoder(nn.Module):

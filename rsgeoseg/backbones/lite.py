@@ -50,6 +50,7 @@ class LiteEncoder(Encoder):
             hidden=hidden,
             mean=(127.0, 127.0, 127.0),
             std=(128.0, 128.0, 128.0),
+            skips=(hidden[0], hidden[1]),
         )
         self.lateral = nn.ModuleList(nn.Conv2d(level.channels, EMBEDDING_CHANNELS, 1) for level in hidden[2:])
         self.neck = nn.Sequential(
@@ -64,7 +65,7 @@ class LiteEncoder(Encoder):
         maps: list[Tensor] = self.trunk(images.contiguous(memory_format=torch.channels_last))
         hidden = tuple(maps[i] for i in _USED_STAGES)
         fused = self.lateral[0](hidden[2]) + F.interpolate(self.lateral[1](hidden[3]), scale_factor=2.0, mode="nearest")
-        return Features(embedding=self.neck(fused), hidden=hidden)
+        return Features(embedding=self.neck(fused), hidden=hidden, skips=(hidden[0], hidden[1]))
 
     def train(self, mode: bool = True) -> LiteEncoder:
         """Switch the mode of everything but batch norm."""

@@ -49,6 +49,30 @@ def _onednn_operators(weight: Tensor) -> tuple[Any, Any] | None:
     return None if reorder is None or apply is None else (reorder, apply)
 
 
+class PackedNorm:
+    """Layer norm over the last axis in fp32, rounded to the compute type, without gradients."""
+
+    __slots__ = ("bias", "dtype", "eps", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> None:
+        """Prepare a layer.
+
+        Args:
+            weight: (C,) float.
+            bias: (C,) float.
+            eps: added to the variance.
+            dtype: number format of the result.
+        """
+        self.weight = weight.detach().float()
+        self.bias = bias.detach().float()
+        self.eps = eps
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise (..., C) fp32; the result has this layer's dtype."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(self.dtype)
+
+
 class PackedLinear:
     """``y = x @ weight.T + bias``, optionally followed by exact GELU, without gradients.
 

@@ -9,21 +9,20 @@ the outputs of chosen blocks.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
-from torch.amp import is_autocast_available
 
 from rsgeoseg.backbones.attention import blocked_attention, folded_attention, relative_table
 from rsgeoseg.backbones.features import Encoder, EncoderSpec, Features, Level
-from rsgeoseg.backbones.packed import PackedLinear, compute_dtype
-from rsgeoseg.backbones.sam_checkpoint import check_encoder_state, split_sam_checkpoint
+from rsgeoseg.backbones.packed import PackedLinear, PackedNorm
+from rsgeoseg.backbones.prepared import PIXEL_MEAN, PIXEL_STD, Precision, PreparedEncoder, run_prepared
+from rsgeoseg.backbones.sam_checkpoint import split_sam_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,10 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["SIZES", "Precision", "SamSize", "SamVit", "build_sam_vit", "split_sam_checkpoint"]
 
 SamSize = Literal["b", "l", "h"]
-Precision = Literal["auto", "fp32", "bf16"]
-
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
 _POSITIONS_KEPT = 4  # grids whose position tables are remembered; a run sees one or two chip sizes
 
 
@@ -56,21 +51,6 @@ SIZES: dict[SamSize, _Size] = {
 }
 
 
-class _Norm:
-    """Layer norm over the last axis in fp32, rounded to the compute type."""
-
-    __slots__ = ("bias", "dtype", "eps", "weight")
-
-    def __init__(self, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> None:
-        self.weight = weight.detach().float()
-        self.bias = bias.detach().float()
-        self.eps = eps
-        self.dtype = dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(self.dtype)
-
-
 class _Block:
     """One transformer block of the package, prepared for a device and a number format."""
 
@@ -82,8 +62,8 @@ class _Block:
         self.heads: int = attention.num_heads
         self.rel_pos = (attention.rel_pos_h.detach().float(), attention.rel_pos_w.detach().float())
         self.scale = float(attention.scale)
-        self.norm1 = _Norm(block.norm1.weight, block.norm1.bias, block.norm1.eps, dtype)
-        self.norm2 = _Norm(block.norm2.weight, block.norm2.bias, block.norm2.eps, dtype)
+        self.norm1 = PackedNorm(block.norm1.weight, block.norm1.bias, block.norm1.eps, dtype)
+        self.norm2 = PackedNorm(block.norm2.weight, block.norm2.bias, block.norm2.eps, dtype)
         # Queries come out already scaled; their relative positions are divided by the scale in exchange.
         width = attention.qkv.out_features // 3
         factor = torch.ones(3 * width, device=attention.qkv.weight.device)
@@ -146,7 +126,7 @@ class _Prepared:
         self.blocks = [_Block(block, dtype) for block in vit.blocks]
         first, norm1, self.conv, norm2 = vit.neck
         self.reduce = PackedLinear(first.weight.detach().flatten(1), None, torch.float32)
-        self.neck_norms = [_Norm(norm.weight, norm.bias, norm.eps, torch.float32) for norm in (norm1, norm2)]
+        self.neck_norms = [PackedNorm(norm.weight, norm.bias, norm.eps, torch.float32) for norm in (norm1, norm2)]
         self._positions: dict[tuple[int, int], tuple[Tensor, list[Tensor]]] = {}
 
     def positions(self, grid: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
@@ -164,8 +144,8 @@ class _Prepared:
             self._positions[grid] = found
         return found
 
-    def __call__(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Encode (B, 3, H, W); returns the embedding and the outputs of ``layers``, all (B, C, h, w) fp32."""
+    def __call__(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
+        """Encode (B, 3, H, W); returns the embedding, then the outputs of ``layers``, all (B, C, h, w) fp32."""
         b, bands, height, width = images.shape
         p = self.patch
         h, w = height // p, width // p
@@ -180,10 +160,10 @@ class _Prepared:
         x = self.neck_norms[0](self.reduce(x)).permute(0, 3, 1, 2)
         x = F.conv2d(x, self.conv.weight.float(), padding=1)
         x = self.neck_norms[1](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return x, [kept[index] for index in layers]
+        return x, *(kept[index] for index in layers)
 
 
-class SamVit(Encoder):
+class SamVit(PreparedEncoder[_Prepared]):
     """A frozen SAM ViT encoder. Its parameters carry the names of official files (``image_encoder.*``).
 
     Args:
@@ -207,17 +187,13 @@ class SamVit(Encoder):
         image_size: int,
         precision: Precision = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(precision)
         depth = len(image_encoder.blocks)
         if list(layers) != sorted(set(layers)) or not all(0 <= index < depth for index in layers):
             msg = f"layers must ascend within 0..{depth - 1}, got {list(layers)}"
             raise ValueError(msg)
-        if precision not in get_args(Precision):
-            msg = f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}"
-            raise ValueError(msg)
         self.image_encoder = image_encoder
         self.layers = tuple(layers)
-        self.precision: Precision = precision
         patch: int = image_encoder.patch_embed.proj.kernel_size[0]
         width: int = image_encoder.patch_embed.proj.out_channels
         self.spec = EncoderSpec(
@@ -227,9 +203,8 @@ class SamVit(Encoder):
             hidden=tuple(Level(width, patch) for _ in layers),
             mean=PIXEL_MEAN,
             std=PIXEL_STD,
+            fixed_size=True,
         )
-        self._prepared: tuple[torch.device, torch.dtype, _Prepared] | None = None
-        self.register_load_state_dict_post_hook(SamVit._forget)  # type: ignore[no-untyped-call]
         self.requires_grad_(requires_grad=False)
         self.eval()
 
@@ -252,54 +227,12 @@ class SamVit(Encoder):
         Raises:
             ValueError: an image size the network cannot take.
         """
-        patch, limit = self.spec.embedding.stride, self.spec.image_size
-        bad_side = any(side % patch or not 0 < side <= limit for side in images.shape[2:])
-        if images.ndim != 4 or images.shape[1] != 3 or bad_side:
-            msg = f"images must be (B, 3, H, W) with sides multiple of {patch} up to {limit}, got {tuple(images.shape)}"
-            raise ValueError(msg)
-        device = images.device.type
-        own_types = torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
-        with torch.no_grad(), own_types:
-            prepared = self._prepare(images.device)
-            if device != "cpu":
-                return Features(*_as_features(prepared(images, self.layers)))
-            # One at a time: 4096 tokens fill every core, and the activations of one image fit the caches better.
-            parts = [prepared(image[None], self.layers) for image in images]
-            return Features(*_as_features(_join(parts)))
+        self._check(images, self.spec.embedding.stride)
+        embedding, *hidden = run_prepared(images, lambda part: self._weights(part.device)(part, self.layers))
+        return Features(embedding, tuple(hidden))
 
-    def _prepare(self, device: torch.device) -> _Prepared:
-        """Weights for this device, made on first use and after they change."""
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(self.precision) or compute_dtype(device)
-        if self._prepared is None or self._prepared[:2] != (device, dtype):
-            self._prepared = (device, dtype, _Prepared(self.image_encoder, dtype))
-        return self._prepared[2]
-
-    def _forget(self, *_: Any) -> None:
-        """Drop prepared weights; they are made again from the parameters."""
-        self._prepared = None
-
-    def _apply(self, fn: Any, recurse: bool = True) -> SamVit:
-        """Forget prepared weights whenever the module moves or changes type."""
-        self._forget()
-        super()._apply(fn, recurse=recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle parameters only."""
-        return {**self.__dict__, "_prepared": None}
-
-
-def _join(parts: Sequence[tuple[Tensor, list[Tensor]]]) -> tuple[Tensor, list[Tensor]]:
-    """Stack the results of single images along the batch axis."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = zip(*((embedding, *hidden) for embedding, hidden in parts), strict=True)
-    embedding, *hidden = (torch.cat(column) for column in columns)
-    return embedding, hidden
-
-
-def _as_features(result: tuple[Tensor, list[Tensor]]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    return result[0], tuple(result[1])
+    def _prepare(self, dtype: torch.dtype) -> _Prepared:
+        return _Prepared(self.image_encoder, dtype)
 
 
 def build_sam_vit(
@@ -317,7 +250,7 @@ def build_sam_vit(
         layers: zero-based indices of the blocks whose outputs are returned as ``hidden``; default every second block
             from 0, as RSPrompter's released code takes them.
         image_size: largest square input side, pixels; smaller than 1024 resizes the positions.
-        checkpoint: an official SAM file (.pth, or the same tensors in .safetensors); None = random weights.
+        checkpoint: a SAM file, see :func:`split_sam_checkpoint`; None = random weights.
         precision: see :class:`SamVit`.
 
     Returns:
@@ -332,9 +265,9 @@ def build_sam_vit(
     else:
         with torch.device("meta"):  # every value comes from the file: nothing to initialise
             vit = _package_encoder(SIZES[size])
-        state = split_sam_checkpoint(checkpoint)["image_encoder"]
-        check_encoder_state(state, vit.state_dict(), f"ViT-{size.upper()}", checkpoint)
-        vit.load_state_dict(state, strict=True, assign=True)
+        state = split_sam_checkpoint(checkpoint, f"sam-vit-{size}")["image_encoder"]
+        # Copies: tensors may be mapped from the file, which someone may write over while the network lives.
+        vit.load_state_dict({name: value.clone() for name, value in state.items()}, strict=True, assign=True)
     return SamVit(vit, name=f"sam-vit-{size}", layers=chosen, image_size=image_size, precision=precision)
 
 

@@ -2,8 +2,9 @@
 
 The package (segment-anything ``transformer.py``) adds positions to the image tokens anew for every attention and
 projects them three times per layer. A projection is linear, so positions are projected once for all prompts, and the
-three projections of the image tokens are one matrix product. It is the same function. Tokens keep their number format
-from layer to layer: under autocast they would go to float32 and back at every norm, so callers switch it off and cast.
+three projections of the image tokens are one matrix product; where all prompts look at one image, the first layer
+projects it once. It is the same function. Tokens keep their number format from layer to layer: under autocast they
+would go to float32 and back at every norm, so callers switch it off and cast.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def two_way(transformer: nn.Module, image: Tensor, positions: Tensor, tokens: Te
 
     Args:
         transformer: the package's ``TwoWayTransformer``.
-        image: (P, L, C) image tokens, one copy per prompt.
+        image: (P, L, C) image tokens of each prompt, or (1, L, C) that all prompts share.
         positions: (L, C) their positional encoding.
         tokens: (P, T, C) prompt tokens, which are their own positional encoding.
 
@@ -63,15 +64,17 @@ def _layer(layer: Any, queries: Tensor, image: Tensor, positions: Tensor, tokens
 
 
 def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Multi-head attention on projected (P, N, C'), then the output projection."""
+    """Multi-head attention on projected (P or 1, N, C'), then the output projection."""
     heads = attention.num_heads
-    q, k, v = (x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2) for x in (query, key, value))  # type: ignore[no-untyped-call]
+    count = len(key) if len(query) == 1 else len(query)
+    parts = (x.expand(count, -1, -1) for x in (query, key, value))
+    q, k, v = (x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2) for x in parts)  # type: ignore[no-untyped-call]
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     return _linear(attention.out_proj, mixed)
 
 
 def _answer(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same for very many queries (P, L, C') and a few keys (P, T, C').
+    """The same for very many queries (P or 1, L, C') and a few keys (P, T, C').
 
     With heads of eight channels the fused kernel spends its time on bookkeeping. One product with the keys laid out
     block-diagonally, head by head, does redundant sums with zeros and is still faster in half precision on a CPU.

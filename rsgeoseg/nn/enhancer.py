@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
+from torchvision.ops import FeaturePyramidNetwork
 
 from rsgeoseg.nn.norm import LayerNorm2d
 
@@ -160,3 +161,23 @@ class PyramidEnhancer(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Append a stride-64 map to (B, C_i, h_i, w_i) at strides 4, 8, 16, 32."""
         return [*maps, self.coarsest(maps[-1])]
+
+
+class PyramidFpn(nn.Module):
+    """The enhancer of a two-stage detector on an encoder that is a pyramid already: torchvision's FPN.
+
+    Five maps of equal width at strides 4, 8, 16, 32, 64, as the paper's splitter gives.
+
+    Args:
+        channels_in: channels at strides 4, 8, 16, 32.
+        channels: of every output.
+    """
+
+    def __init__(self, channels_in: Sequence[int], *, channels: int) -> None:
+        super().__init__()
+        self.fpn = FeaturePyramidNetwork(list(channels_in), channels, norm_layer=LayerNorm2d)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Turn (B, C_i, h_i, w_i) into five maps."""
+        levels = list(self.fpn({str(index): x for index, x in enumerate(maps)}).values())
+        return [*levels, levels[-1][..., ::2, ::2]]

@@ -25,3 +25,10 @@ class LayerNorm2d(nn.Module):
         centred = x - x.mean(1, keepdim=True)
         scaled = centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + self.eps)
         return scaled * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def set_norm_eps(module: nn.Module, eps: float) -> None:
+    """Give every layer norm inside a module another epsilon: Hugging Face's SAM has 1e-6 where the original has 1e-5."""
+    for part in module.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = eps

@@ -7,7 +7,7 @@ import json
 import os
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+C = TypeVar("C")
 _KEY = "rsgeoseg"
 
 
@@ -49,6 +50,28 @@ def find_card(model: str, weights: str | None) -> WeightsCard | None:
     if weights is None:
         return cards[0] if cards else None
     return next((card for card in cards if card.id == weights), None)
+
+
+def is_own_file(path: Path) -> bool:
+    """Tell whether a file is safetensors with a description in its header, as ``write_weights`` leaves it."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return _KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def config_from_json(kind: type[C], values: Mapping[str, Any]) -> C:
+    """Read a config dataclass that was saved as JSON beside its weights: lists become tuples again.
+
+    Raises:
+        WeightsError: a field is unknown or missing; the file is of another version.
+    """
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except TypeError as error:
+        msg = f"the weights' config does not fit this version ({error}); train or convert them again"
+        raise WeightsError(msg) from error
 
 
 def read_weights(path: Path, *, sha256: str | None = None) -> WeightsFile:
@@ -87,24 +110,31 @@ def read_weights(path: Path, *, sha256: str | None = None) -> WeightsFile:
     )
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
-    """Write a state dict as float16 safetensors, beside and then renamed.
+def write_weights(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None = torch.float16,
+) -> str:
+    """Write a state dict as safetensors, beside and then renamed.
 
     Args:
         path: where to; its folder exists.
         tensors: state dict.
         description: JSON values: ``model``, ``backbone``, ``config`` and whatever else the reader should know.
+        dtype: number format of floating-point tensors; None = the one they have.
 
     Returns:
         sha256 of the file.
     """
-    half = {
-        name: (t.detach().cpu().half() if t.is_floating_point() else t.detach().cpu()).contiguous()
+    written = {
+        name: t.detach().cpu().to((dtype or t.dtype) if t.is_floating_point() else t.dtype).contiguous()
         for name, t in tensors.items()
     }
     beside = path.with_name(f".{path.name}.part")
     try:
-        save_file(half, str(beside), metadata={_KEY: json.dumps(description)})
+        save_file(written, str(beside), metadata={_KEY: json.dumps(description)})
         os.replace(beside, path)  # noqa: PTH105  (atomic on every system)
     finally:
         beside.unlink(missing_ok=True)

@@ -14,8 +14,8 @@ from rsgeoseg.models import rsprompter_query as rq
 from rsgeoseg.models.rsprompter_query.config import QueryConfig
 from rsgeoseg.models.rsprompter_query.loss import LossConfig
 from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
-from rsgeoseg.models.rsprompter_query.segmenter import crop_mask, main_parts
 from rsgeoseg.nn.ellipses import ellipse_map
+from rsgeoseg.nn.masks import crop_mask, main_parts
 from rsgeoseg.nn.targets import Target
 from rsgeoseg.testing.contract import SegmenterContract
 
@@ -34,6 +34,7 @@ class PlainEncoder(Encoder):
             hidden=(Level(48, 16), Level(48, 16)),
             mean=(127.0,) * 3,
             std=(64.0,) * 3,
+            fixed_size=True,
         )
         self.patch = torch.nn.Conv2d(3, 48, 16, stride=16)
         self.mix = torch.nn.Conv2d(48, 48, 3, padding=1)

@@ -8,15 +8,15 @@ inner sets share its weights and cost as much again.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.nn.centres import cells_near, centre_targets
-from rsgeoseg.nn.losses import centre_focal_loss, class_loss, dice_loss
-from rsgeoseg.nn.matching import match, matching_cost
-from rsgeoseg.nn.points import read_masks, sample_points, uncertain_points
+from rsgeoseg.nn.losses import centre_focal_loss
+from rsgeoseg.nn.points import read_masks, uncertain_points
+from rsgeoseg.nn.set_prediction import Pairs, match_queries, point_losses, set_class_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,18 +53,6 @@ class LossConfig:
     """Largest shift of such a query as a share of the object's side."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Which query of which image stands for which object."""
-
-    image: Tensor
-    """(P,) int64."""
-    query: Tensor
-    """(P,) int64."""
-    target: Tensor
-    """(P,) int64, index among the image's objects."""
-
-
 def query_losses(
     network: RSPrompterQuery,
     images: Tensor,
@@ -92,15 +80,27 @@ def query_losses(
     if config.denoising_groups and network.config.centre_queries:
         queries, known = _with_denoising(network, scene, queries, targets, config, origin)
     sets = network.decode(scene, queries)
-    truth = [target.masks for target in targets]
     terms: dict[str, list[Tensor]] = {"class": [], "mask": [], "dice": [], "coarse_mask": [], "coarse_dice": []}
     for index, prediction in enumerate(sets):
-        pairs = _match(scene, prediction, queries, count, targets, truth, network, config.points)
+        pairs = match_queries(
+            prediction.class_logits[:, :count],
+            partial(network.coarse_at, scene, prediction, queries.centres),
+            targets,
+            points=config.points,
+        )
         if known is not None:
-            pairs = Pairs(*(torch.cat([a, b]) for a, b in zip(_fields(pairs), _fields(known), strict=True)))
-        terms["class"].append(_class_term(prediction, pairs, targets, count, config))
+            pairs = pairs + known
+        terms["class"].append(
+            set_class_loss(
+                prediction.class_logits,
+                pairs,
+                targets,
+                background_weight=config.background_weight,
+                matched=count,  # denoising slots without an object are ignored
+            )
+        )
         fine = index >= len(sets) - config.fine_sets
-        for name, value in _mask_terms(network, scene, prediction, queries, pairs, truth, config, fine=fine).items():
+        for name, value in _mask_terms(network, scene, prediction, queries, pairs, targets, config, fine=fine).items():
             terms[name].append(value)
     weights = {"class": config.class_weight, "mask": config.mask_weight, "dice": config.dice_weight}
     losses = {
@@ -111,10 +111,6 @@ def query_losses(
     if scene.centre_logits:
         losses["centre"] = config.centre_weight * _centre_term(scene, targets)
     return losses
-
-
-def _fields(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    return pairs.image, pairs.query, pairs.target
 
 
 def _centre_term(scene: Scene, targets: Sequence[Target]) -> Tensor:
@@ -168,54 +164,13 @@ def _with_denoising(
     return joined, Pairs(torch.cat(image), torch.cat(query), torch.cat(target))
 
 
-@torch.no_grad()
-def _match(
-    scene: Scene,
-    prediction: PredictionSet,
-    queries: Queries,
-    count: int,
-    targets: Sequence[Target],
-    truth: Sequence[Tensor],
-    network: RSPrompterQuery,
-    points: int,
-) -> Pairs:
-    """Match the first ``count`` queries of every image on their coarse masks."""
-    device = prediction.class_logits.device
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for index, target in enumerate(targets):
-        if not len(target.labels):
-            continue
-        where = torch.rand(points, 2, device=device)
-        predicted = network.coarse_at(scene, prediction, queries.centres, index, where)[:count]
-        wanted = read_masks(truth[index], torch.arange(len(target.labels), device=device), where.unsqueeze(0))
-        cost = matching_cost(prediction.class_logits[index, :count], predicted, target.labels, wanted)
-        query, which = match(cost)
-        found.append((torch.full_like(query, index), query, which))
-    if not found:
-        nothing = torch.zeros(0, dtype=torch.int64, device=device)
-        return Pairs(nothing, nothing, nothing)
-    return Pairs(*(torch.cat(column) for column in zip(*found, strict=True)))
-
-
-def _class_term(
-    prediction: PredictionSet, pairs: Pairs, targets: Sequence[Target], count: int, config: LossConfig
-) -> Tensor:
-    logits = prediction.class_logits
-    wanted = torch.full(logits.shape[:2], logits.shape[-1] - 1, device=logits.device)
-    wanted[:, count:] = -1  # denoising slots without an object
-    for index, target in enumerate(targets):
-        here = pairs.image == index
-        wanted[index, pairs.query[here]] = target.labels[pairs.target[here]]
-    return class_loss(logits.flatten(0, 1), wanted.flatten(), background_weight=config.background_weight)
-
-
 def _mask_terms(
     network: RSPrompterQuery,
     scene: Scene,
     prediction: PredictionSet,
     queries: Queries,
     pairs: Pairs,
-    truth: Sequence[Tensor],
+    targets: Sequence[Target],
     config: LossConfig,
     *,
     fine: bool,
@@ -224,12 +179,11 @@ def _mask_terms(
         nothing = prediction.kernels.sum() * 0
         return {"coarse_mask": nothing, "coarse_dice": nothing}
     coarse = network.coarse_logits(scene, prediction, queries.centres, pairs.image, pairs.query)
-    first = torch.tensor([0, *(len(masks) for masks in truth[:-1])], device=coarse.device).cumsum(0)
-    which = first[pairs.image] + pairs.target
-    masks = torch.cat(list(truth))
+    which = pairs.mask_rows(targets)
+    masks = torch.cat([target.masks for target in targets])
     if not fine:
         points = uncertain_points(coarse.detach(), config.points, generator=None)
-        bce, dice = _compare(coarse, read_masks(masks, which, points), points)
+        bce, dice = point_losses(coarse, read_masks(masks, which, points), points)
         return {"coarse_mask": bce, "coarse_dice": dice}
     chosen = _at_most(pairs.image, config.fine_masks)
     image, query = pairs.image[chosen], pairs.query[chosen]
@@ -238,8 +192,8 @@ def _mask_terms(
     guide[chosen] = fine_logits.detach()
     points = uncertain_points(guide, config.points, generator=None)
     wanted = read_masks(masks, which, points)
-    coarse_bce, coarse_dice = _compare(coarse, wanted, points)
-    bce, dice = _compare(fine_logits, wanted[chosen], points[chosen])
+    coarse_bce, coarse_dice = point_losses(coarse, wanted, points)
+    bce, dice = point_losses(fine_logits, wanted[chosen], points[chosen])
     return {"coarse_mask": coarse_bce, "coarse_dice": coarse_dice, "mask": bce, "dice": dice}
 
 
@@ -251,8 +205,3 @@ def _at_most(image: Tensor, most: int) -> Tensor:
     first = torch.searchsorted(sorted_image, sorted_image, right=False)
     rank = torch.arange(len(order), device=image.device) - first
     return order[rank < most].sort().values
-
-
-def _compare(logits: Tensor, wanted: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    predicted = sample_points(logits, points)
-    return F.binary_cross_entropy_with_logits(predicted, wanted), dice_loss(predicted, wanted).mean()

@@ -11,22 +11,26 @@ mask features: the same numbers without the full-size maps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
+from rsgeoseg.backbones.chips import normalise
 from rsgeoseg.backbones.sam_parts import SamPromptedDecoder
 from rsgeoseg.models.rsprompter_query.loss import LossConfig, query_losses
 from rsgeoseg.nn.centres import CentreHead, Centres, read_cells, strongest_peaks
 from rsgeoseg.nn.ellipses import ellipse_logits, ellipse_map
 from rsgeoseg.nn.enhancer import PlainEnhancer, PyramidEnhancer
 from rsgeoseg.nn.masked_attention import MaskedDecoderLayer
+from rsgeoseg.nn.mlp import mlp
+from rsgeoseg.nn.norm import set_norm_eps
 from rsgeoseg.nn.pixel_decoder import PixelDecoder
 from rsgeoseg.nn.points import sample_points
-from rsgeoseg.nn.positions import cell_positions, sine_positions
+from rsgeoseg.nn.positions import sine_positions
+from rsgeoseg.nn.prompt_embeddings import prompt_embeddings, raw_width
+from rsgeoseg.nn.query_memory import blocked_cells, query_memories
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,13 +94,6 @@ class Queries:
     """(B, Q, Q) True where one may not see the other; None = all see all."""
 
 
-def _mlp(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers[:-1])
-
-
 class RSPrompterQuery(nn.Module):
     """The network: encoder, enhancer, pixel decoder, query decoder, heads, SAM's mask decoder.
 
@@ -139,13 +136,10 @@ class RSPrompterQuery(nn.Module):
             dim=spec.embedding.channels,
             mlp_dim=config.decoder_mlp,
             grid=spec.image_size // spec.embedding.stride,
-            skip_channels=(channels[0], channels[1]) if config.skips else None,
+            skip_channels=spec.skip_channels if config.skips else None,
         )
-        if config.numerics == "released":  # Hugging Face's SAM norms with 1e-6, all but the last one
-            for name, module in self.sam.mask_decoder.transformer.layers.named_modules():
-                if isinstance(module, nn.LayerNorm):
-                    assert name
-                    module.eps = 1e-6
+        if config.numerics == "released":  # Hugging Face's SAM norms, all but the last one
+            set_norm_eps(self.sam.mask_decoder.transformer.layers, 1e-6)
         if config.refine_coarse:  # start from the coarse mask: the last linear layer adds nothing yet
             last = self.sam.mask_decoder.output_hypernetworks_mlps[0].layers[-1]
             nn.init.zeros_(last.weight)
@@ -163,7 +157,7 @@ class RSPrompterQuery(nn.Module):
             if config.numerics == "paper":  # Eq. 7: F_query^0 is zero-initialised
                 nn.init.zeros_(self.query_feat.weight)
         if config.local_masks:
-            self.ellipse = _mlp(width, width, 5)
+            self.ellipse = mlp(width, width, 5)
             last = self.ellipse[-1]
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
@@ -171,20 +165,15 @@ class RSPrompterQuery(nn.Module):
 
     def _build_heads(self) -> None:
         config, width = self.config, self.config.width
-        self.cls_embed = _mlp(width, width, len(config.classes) + 1)
-        self.mask_embed = _mlp(width, width, width, config.mask_channels)
-        prompt = config.prompts_per_query * self.encoder.spec.embedding.channels
-        half = width // 2
-        self.point_emb = (
-            _mlp(width, half, half, 2 * prompt) if config.numerics == "released" else _mlp(width, 2 * width, prompt)
-        )
+        self.cls_embed = mlp(width, width, len(config.classes) + 1)
+        self.mask_embed = mlp(width, width, width, config.mask_channels)
+        prompt = raw_width(config.prompts_per_query, self.encoder.spec.embedding.channels, config.numerics)
+        between = (width // 2, width // 2) if config.numerics == "released" else (2 * width,)
+        self.point_emb = mlp(width, *between, prompt)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise uint8 or float images (B, 3, H, W) of 0-255 by the encoder's mean and deviation."""
-        spec = self.encoder.spec
-        mean = torch.tensor(spec.mean, device=images.device)[:, None, None]
-        std = torch.tensor(spec.std, device=images.device)[:, None, None]
-        return (images.float() - mean) / std
+        return normalise(images, self.encoder.spec)
 
     def loss(self, images: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Compute the training loss (``train.Trainable``).
@@ -200,7 +189,7 @@ class RSPrompterQuery(nn.Module):
             Named terms; their sum is minimised.
         """
         room = torch.tensor([self.extent - images.shape[-1], self.extent - images.shape[-2]]).clamp(min=0)
-        origin = tuple((torch.rand(2) * room).tolist()) if self.encoder.spec.is_pyramid else (0.0, 0.0)
+        origin = tuple((torch.rand(2) * room).tolist()) if not self.encoder.spec.fixed_size else (0.0, 0.0)
         return query_losses(self, self.normalise(images), targets, self.loss_config, origin=(origin[0], origin[1]))
 
     def look(self, images: Tensor, origin: tuple[float, float] = (0.0, 0.0)) -> Scene:
@@ -215,33 +204,18 @@ class RSPrompterQuery(nn.Module):
     def describe(self, features: Features, origin: tuple[float, float] = (0.0, 0.0)) -> Scene:
         """Enhance and decode the encoder's features (Eq. 3 and 6)."""
         mask_feature, refined = self.pixel_decoder(self.neck(features.hidden), origin)
-        memories, positions, shapes = [], [], []
-        for level, (x, stride) in enumerate(zip(refined[:3], (64, 32, 16), strict=True)):
-            h, w = x.shape[-2:]
-            memories.append(x.flatten(2).transpose(1, 2) + self.level_embed.weight[level])
-            shapes.append((h, w))
-            positions.append(
-                cell_positions(
-                    h,
-                    w,
-                    stride=stride,
-                    extent=self.extent,
-                    features=self.config.width // 2,
-                    device=x.device,
-                    origin=origin,
-                )
-            )
+        memories = query_memories(refined[:3], self.level_embed.weight, extent=self.extent, origin=origin)
         stride = self.encoder.spec.embedding.stride
         grid_origin = (origin[0] / stride, origin[1] / stride)
         heat, heat_features = self.centre_head(refined[3:0:-1]) if self.config.centre_queries else ([], [])
         return Scene(
             embedding=features.embedding,
             embedding_pe=self.sam.image_pe(features.embedding.shape[-2], features.embedding.shape[-1], grid_origin),
-            skips=(features.hidden[0], features.hidden[1]) if self.config.skips else None,
+            skips=features.skips if self.config.skips else None,
             mask_feature=mask_feature.float(),
-            memories=tuple(memories),
-            memory_positions=tuple(positions),
-            memory_shapes=tuple(shapes),
+            memories=tuple(memory.tokens for memory in memories),
+            memory_positions=tuple(memory.positions for memory in memories),
+            memory_shapes=tuple(memory.shape for memory in memories),
             centre_logits=heat,
             centre_features=heat_features,
         )
@@ -305,8 +279,7 @@ class RSPrompterQuery(nn.Module):
             logits = logits + ellipse_map(
                 prediction.ellipses, centres.points, centres.sides, shape=shape, stride=stride
             )
-        blocked = (logits < 0).flatten(2)
-        return blocked & ~blocked.all(-1, keepdim=True)
+        return blocked_cells(logits)
 
     def coarse_logits(
         self, scene: Scene, prediction: PredictionSet, centres: Centres | None, image: Tensor, query: Tensor
@@ -350,14 +323,9 @@ class RSPrompterQuery(nn.Module):
         return logits
 
     def sparse_prompts(self, prediction: PredictionSet, image: Tensor, query: Tensor) -> Tensor:
-        """Prompt embeddings F_sparse (P, K_p, D) of chosen queries.
-
-        Paper Eq. 7: ``e + sin e`` of one vector. Released code: a vector of twice the width, sine of its even channels
-        plus its odd ones.
-        """
-        raw: Tensor = self.point_emb(prediction.state[image, query]).float()
-        raw = raw.reshape(len(raw), self.config.prompts_per_query, -1)
-        return raw[..., ::2].sin() + raw[..., 1::2] if self.config.numerics == "released" else raw + raw.sin()
+        """Prompt embeddings F_sparse (P, K_p, D) of chosen queries (Eq. 7)."""
+        raw = self.point_emb(prediction.state[image, query])
+        return prompt_embeddings(raw, self.config.prompts_per_query, self.config.numerics)
 
     def fine_logits(
         self, scene: Scene, prediction: PredictionSet, coarse: Tensor, image: Tensor, query: Tensor

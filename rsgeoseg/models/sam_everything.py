@@ -1,0 +1,150 @@
+"""Everything mode of SAM and SAM 2: every object of a chip, without classes and without prompts.
+
+Sources: Kirillov et al., "Segment Anything", ICCV 2023, appendix B; the generators of segment-anything (commit dca509f)
+and facebookresearch/sam2. What is asked and kept: :mod:`rsgeoseg.backbones.everything`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rsgeoseg.backbones.build import BACKBONES
+from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
+from rsgeoseg.backbones.everything import EverythingConfig, default_everything, find_everything
+from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.prompt_segmenter import CLASSES
+from rsgeoseg.backbones.promptable import PromptableSam, build_promptable, load_promptable
+from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
+from rsgeoseg.nn.device import find_device
+from rsgeoseg.weights.files import config_from_json
+from rsgeoseg.weights.opening import open_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["BACKBONES", "NAME", "SOURCE", "build", "default_config", "describe", "load", "segmenter"]
+
+NAME = "sam-everything"
+SOURCE = "Kirillov et al., Segment Anything, ICCV 2023; Ravi et al., SAM 2, ICLR 2025"
+ACCEPTS = (NAME, "sam", "sam2", "sam-prompt", "sam2-prompt")
+"""Whose weights it takes: the network is theirs."""
+
+
+def default_config(backbone: str, classes: tuple[str, ...] = CLASSES) -> EverythingConfig:  # noqa: ARG001
+    """Give the package's settings for a backbone; there are no classes."""
+    return default_everything(backbone)
+
+
+def build(
+    backbone: str,
+    config: EverythingConfig | None = None,  # noqa: ARG001
+    *,
+    pretrained: bool = True,
+    sam_checkpoint: Path | None = None,
+) -> PromptableSam:
+    """Build the network of `sam-prompt` and `sam2-prompt`.
+
+    Args:
+        backbone: one of ``BACKBONES``.
+        config: belongs to the segmenter; the network is the same whatever it says.
+        pretrained: start `lite` from ImageNet weights.
+        sam_checkpoint: official file of SAM or SAM 2; its encoder is frozen. None = random weights.
+
+    Raises:
+        ModelError: the backbone is unknown, or takes no SAM file.
+        WeightsError: the file is missing, damaged, or of another size.
+    """
+    return build_promptable(backbone, pretrained=pretrained, sam_checkpoint=sam_checkpoint)
+
+
+class EverythingSegmenter:
+    """Everything mode as the engine calls it.
+
+    Args:
+        network: on its device.
+        spec: what it is.
+        config: what is asked and what is kept.
+        autocast: run in bfloat16 where it is fast.
+    """
+
+    def __init__(
+        self, network: PromptableSam, spec: ModelSpec, config: EverythingConfig, *, autocast: bool = False
+    ) -> None:
+        self.network = network.eval()
+        self.spec = spec
+        self.config = config
+        self.autocast = autocast
+        self.device = next(network.parameters()).device
+        self.batch_size = 4 if self.device.type == "cuda" else 1
+        """Chips at once that the engine starts with: the grid's prompts, not the chips, fill the device."""
+
+    def at_threshold(self, score_threshold: float) -> EverythingSegmenter:
+        """Give the same model with another least score, which is the predicted IoU."""
+        spec = replace(self.spec, score_threshold=score_threshold)
+        config = replace(self.config, pred_iou=score_threshold)
+        return EverythingSegmenter(self.network, spec, config, autocast=self.autocast)
+
+    def segment(self, chips: Sequence[Chip], prompts: Sequence[Prompts | None] | None = None) -> list[Instances]:
+        """Find the objects of each chip; see ``contract.Segmenter.segment``."""
+        refuse_prompts(self.spec, prompts)
+        return segment_alike(chips, self._forward, device=self.device, autocast=self.autocast)
+
+    def _forward(self, chips: list[Chip]) -> list[Instances]:
+        scene = self.network.look(images_of(chips, self.network.encoder.spec, self.device))
+        return [
+            find_everything(self.network, scene.one(index), chip.valid, self.config) for index, chip in enumerate(chips)
+        ]
+
+
+def describe(network: PromptableSam) -> dict[str, Any]:
+    """Say what to build for a network's weights: the header of its weights file."""
+    backbone = network.encoder.spec.name
+    return {"model": NAME, "backbone": backbone, "config": asdict(default_everything(backbone))}
+
+
+def segmenter(
+    network: PromptableSam,
+    *,
+    config: EverythingConfig | None = None,
+    score_threshold: float | None = None,
+    **spec: Any,
+) -> EverythingSegmenter:
+    """Wrap a network for the engine.
+
+    Args:
+        network: on its device.
+        config: what is asked and what is kept; None = ``default_config``.
+        score_threshold: least predicted IoU; None = the config's.
+        spec: further fields of ``ModelSpec``.
+    """
+    chosen = config or default_everything(network.encoder.spec.name)
+    if score_threshold is not None:
+        chosen = replace(chosen, pred_iou=score_threshold)
+    full = ModelSpec(
+        name=NAME,
+        classes=CLASSES,
+        score_threshold=chosen.pred_iou,
+        source=SOURCE,
+        **{"chip_size": min(network.encoder.spec.image_size, 1024), "overlap": 128, **spec},
+    )
+    device = next(network.parameters()).device
+    return EverythingSegmenter(network, full, chosen, autocast=compute_dtype(device) is torch.bfloat16)
+
+
+def load(weights: str | Path | None = None, device: str = "auto") -> EverythingSegmenter:
+    """Load the model for the registry; see ``registry.load_model``.
+
+    Raises:
+        WeightsError: the weights are missing, damaged, or belong to another model.
+        ModelError: the device is not there.
+    """
+    where = find_device(device)
+    opened = open_weights(NAME, weights, accepts=ACCEPTS)
+    network = load_promptable(opened.file, opened.path, where)
+    own = opened.file.description["model"] == NAME
+    config = config_from_json(EverythingConfig, opened.file.description["config"]) if own else None
+    return segmenter(network, config=config, **opened.about)

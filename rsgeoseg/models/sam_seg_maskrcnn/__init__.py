@@ -1,0 +1,97 @@
+"""SAM-seg (Mask R-CNN) (Chen et al., IEEE TGRS 2024): network, loss, and the segmenter the engine calls."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rsgeoseg.backbones.build import BACKBONES, build_encoder, start_from_sam
+from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.contract import ModelSpec
+from rsgeoseg.models.sam_seg_maskrcnn.config import MaskRcnnConfig
+from rsgeoseg.models.sam_seg_maskrcnn.network import SamSegMaskRcnn
+from rsgeoseg.models.sam_seg_maskrcnn.segmenter import MaskRcnnSegmenter
+from rsgeoseg.nn.device import find_device
+from rsgeoseg.weights.files import config_from_json, load_into
+from rsgeoseg.weights.opening import open_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["BACKBONES", "NAME", "SOURCE", "build", "default_config", "describe", "load", "segmenter"]
+
+NAME = "sam-seg-maskrcnn"
+SOURCE = "Chen et al., RSPrompter, IEEE TGRS 2024, section III-C; KyanChen/RSPrompter, branch release, f4e73c3"
+
+
+def default_config(backbone: str, classes: tuple[str, ...]) -> MaskRcnnConfig:
+    """Give the network's sizes for a backbone: the released ones for SAM, smaller ones for ``lite``."""
+    if backbone != "lite":
+        return MaskRcnnConfig(classes=classes)
+    return MaskRcnnConfig(classes=classes, width=128, box_hidden=512, samples=256, proposals=300)
+
+
+def build(
+    backbone: str, config: MaskRcnnConfig, *, pretrained: bool = True, sam_checkpoint: Path | None = None
+) -> SamSegMaskRcnn:
+    """Build the network with random heads; a SAM encoder is frozen.
+
+    Args:
+        backbone: one of ``BACKBONES``.
+        config: sizes and options.
+        pretrained: start `lite` from ImageNet weights.
+        sam_checkpoint: file of SAM or SAM 2 that the encoder comes from; None = random weights.
+
+    Raises:
+        ModelError: the backbone is unknown, or takes no SAM file.
+        WeightsError: the file is missing, damaged, or of another size.
+    """
+    encoder = build_encoder(backbone, pretrained=pretrained)
+    if backbone != "lite":
+        encoder.requires_grad_(requires_grad=False)
+    network = SamSegMaskRcnn(encoder, config)
+    if sam_checkpoint is not None:
+        start_from_sam(network, sam_checkpoint)
+    return network
+
+
+def describe(network: SamSegMaskRcnn) -> dict[str, Any]:
+    """Say what to build for a network's weights: the header of its weights file."""
+    return {"model": NAME, "backbone": network.encoder.spec.name, "config": asdict(network.config)}
+
+
+def segmenter(network: SamSegMaskRcnn, *, score_threshold: float = 0.5, **spec: Any) -> MaskRcnnSegmenter:
+    """Wrap a network for the engine.
+
+    Args:
+        network: on its device.
+        score_threshold: objects below it need not be found.
+        spec: further fields of ``ModelSpec``.
+    """
+    full = ModelSpec(
+        name=NAME,
+        classes=network.config.classes,
+        score_threshold=score_threshold,
+        source=SOURCE,
+        **{"chip_size": min(network.encoder.spec.image_size, 1024), "overlap": 128, **spec},
+    )
+    device = next(network.parameters()).device
+    return MaskRcnnSegmenter(network, full, autocast=compute_dtype(device) is torch.bfloat16)
+
+
+def load(weights: str | Path | None = None, device: str = "auto") -> MaskRcnnSegmenter:
+    """Load the model for the registry; see ``registry.load_model``.
+
+    Raises:
+        WeightsError: the weights are missing, damaged, or belong to another model.
+        ModelError: the device is not there.
+    """
+    where = find_device(device)
+    opened = open_weights(NAME, weights)
+    description = opened.file.description
+    config = config_from_json(MaskRcnnConfig, description["config"])
+    network = build(description["backbone"], config, pretrained=False)
+    load_into(network, opened.file, opened.path)
+    return segmenter(network.to(where).eval(), score_threshold=opened.score_threshold, **opened.about)
