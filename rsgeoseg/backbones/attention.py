@@ -2,10 +2,12 @@
 
 With query pixel (y, x) and key pixel (v, u) the score is ``q.k + q.Rh[y - v] + q.Rw[x - u]``. The products ``q.R`` of
 all distances come from one small matrix product; row y of them, shifted by y, is the bias towards key rows 0, 1, ...
-(a strided view, no gather). Two exact ways to add it:
+(a strided view, no gather). Three exact ways to add it:
 
 * *folded*: ``q' = [q, q.Rh, q.Rw]``, ``k' = [k, onehot(v), onehot(u)]``, so that ``q'.k'`` is the whole score and any
   plain attention kernel does the rest. Used for windows, and for whole images on accelerators.
+* *looked up*: a compiled kernel adds ``q.Rh[y - v]`` and ``q.Rw[x - u]`` to each tile of scores as it makes it. Used
+  for whole images in compiled encoders (:mod:`rsgeoseg.backbones.compiled`): a third of the folded form's products.
 * *blocked*: a block of query rows at a time, small enough to stay in cache, starts from its bias and the product is
   accumulated onto it. Used for whole images on a CPU, where the extra 2 x 64 columns of the folded form cost more than
   the product itself and torch's own attention kernel runs bf16 at the speed of fp32 unless the CPU has AMX.
@@ -19,6 +21,8 @@ from torch import Tensor
 
 BLOCK_QUERIES = 512
 """Queries per block: 512 x 4096 bf16 scores are 4 MB, fastest of 256-2048 on a CPU with 1 MB of L2 cache a core."""
+
+_ALIGNED = 8  # numbers in 16 bytes of bf16
 
 
 def relative_table(rel_pos: Tensor, size: int) -> Tensor:
@@ -70,19 +74,21 @@ def fold(q: Tensor, k: Tensor, table: Tensor, grid: tuple[int, int]) -> tuple[Te
         grid: h, w in tokens.
 
     Returns:
-        ``q'`` and ``k'``, each (n, h w, d + h + w), whose product is the score with its bias.
+        ``q'`` and ``k'``, each (n, h w, D), whose product is the score with its bias; D is d + h + w and as many zeros
+        as make it a multiple of 8, without which an accelerator's fused kernels refuse it.
     """
     h, w = grid
     d = q.shape[-1]
     to_rows, to_columns = relative_bias(q, table, grid)
-    long_q = q.new_empty((len(q), h, w, d + h + w))
+    width = d + h + w
+    long_q, long_k = (x.new_empty((len(x), h, w, width + -width % _ALIGNED)) for x in (q, k))
     long_q[..., :d] = q.reshape(-1, h, w, d)
     long_q[..., d : d + h] = to_rows
-    long_q[..., d + h :] = to_columns
-    long_k = k.new_empty((len(k), h, w, d + h + w))
+    long_q[..., d + h : width] = to_columns
     long_k[..., :d] = k.reshape(-1, h, w, d)
     long_k[..., d : d + h] = torch.eye(h, dtype=k.dtype, device=k.device)[:, None, :]
-    long_k[..., d + h :] = torch.eye(w, dtype=k.dtype, device=k.device)
+    long_k[..., d + h : width] = torch.eye(w, dtype=k.dtype, device=k.device)
+    long_q[..., width:], long_k[..., width:] = 0, 0
     return long_q.flatten(1, 2), long_k.flatten(1, 2)
 
 
@@ -103,12 +109,38 @@ def folded_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # Batched oneDNN products; torch's attention kernel needs AMX to be fast in bf16.
         return torch.bmm(torch.softmax(torch.bmm(long_q, long_k.transpose(1, 2)), -1), v)
-    if q.device.type == "cpu":
-        # The CPU kernel wants values as long as the keys, else it falls back to a slow one.
-        padded = F.pad(v, (0, long_k.shape[-1] - v.shape[-1]))
-        long = F.scaled_dot_product_attention(long_q[None], long_k[None], padded[None], scale=1.0)
-        return long[0, ..., : v.shape[-1]]
-    return F.scaled_dot_product_attention(long_q[None], long_k[None], v[None], scale=1.0)[0]
+    # The fused kernels of CPU and CUDA want values as long as the keys, else slow ones take their place.
+    padded = F.pad(v, (0, long_k.shape[-1] - v.shape[-1]))
+    long = F.scaled_dot_product_attention(long_q[None], long_k[None], padded[None], scale=1.0)
+    return long[0, ..., : v.shape[-1]]
+
+
+def looked_up_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Attend with a kernel that looks the bias up; only inside ``torch.compile`` it is one, and fast.
+
+    Args:
+        q: (b, heads, h w, d) queries, already scaled.
+        k: (b, heads, h w, d) keys.
+        v: (b, heads, h w, d) values.
+        table: as in :func:`relative_bias`.
+        grid: h, w in tokens.
+
+    Returns:
+        (b, heads, h w, d).
+    """
+    from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415  (slow to import; compiled use alone)
+
+    h, w = grid
+    to_rows, to_columns = relative_bias(q.flatten(0, 1), table, grid)
+    rows = to_rows.reshape(*q.shape[:3], h)
+    columns = to_columns.reshape(*q.shape[:3], w)
+
+    def with_bias(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + rows[batch, head, query, key // w] + columns[batch, head, query, key % w]
+
+    attended = flex_attention(q, k, v, score_mod=with_bias, scale=1.0)
+    assert isinstance(attended, Tensor)
+    return attended
 
 
 def blocked_attention(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, cast
 
 from rsgeoseg.errors import ModelError, WeightsError
-from rsgeoseg.weights.foreign import read_foreign
+from rsgeoseg.weights.foreign import read_foreign, require_backbone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rsgeoseg.backbones.features import Encoder
+    from rsgeoseg.backbones.prepared import Precision
     from rsgeoseg.backbones.sam2_hiera import HieraSize
     from rsgeoseg.backbones.sam_vit import SamSize
 
@@ -22,15 +23,20 @@ SAM2_BACKBONES = ("sam2-hiera-t", "sam2-hiera-s", "sam2-hiera-b+", "sam2-hiera-l
 BACKBONES = ("lite", *SAM_BACKBONES, *SAM2_BACKBONES)
 
 
-class PromptedNetwork(Protocol):
-    """A network with SAM's two halves under their canonical names."""
+class EncodedNetwork(Protocol):
+    """A network with SAM's image encoder under its canonical name ``encoder``, and perhaps its decoder as ``sam``."""
 
     encoder: Encoder
-    sam: nn.Module
 
 
 def build_encoder(
-    backbone: str, *, pretrained: bool = True, image_size: int = 1024, layers: Sequence[int] | None = None
+    backbone: str,
+    *,
+    pretrained: bool = True,
+    image_size: int = 1024,
+    table_size: int = 1024,
+    layers: Sequence[int] | None = None,
+    precision: Precision = "auto",
 ) -> Encoder:
     """Build an image encoder.
 
@@ -38,7 +44,9 @@ def build_encoder(
         backbone: one of ``BACKBONES``.
         pretrained: start `lite` from ImageNet weights; SAM encoders start random and are loaded from a file.
         image_size: input side of a SAM encoder, pixels.
+        table_size: side that a SAM ViT's tables of positions are for, pixels.
         layers: zero-based indices of the ViT blocks whose outputs are ``Features.hidden``; None = every second from 0.
+        precision: number format inside a SAM encoder, see :class:`rsgeoseg.backbones.prepared.PreparedEncoder`.
 
     Raises:
         ModelError: the backbone is unknown, or needs a package that is not installed.
@@ -51,20 +59,21 @@ def build_encoder(
         from rsgeoseg.backbones.sam_vit import build_sam_vit  # noqa: PLC0415
 
         size = cast("SamSize", backbone.removeprefix("sam-vit-"))
-        return build_sam_vit(size, image_size=image_size, layers=layers)
+        return build_sam_vit(size, image_size=image_size, table_size=table_size, layers=layers, precision=precision)
     if backbone in SAM2_BACKBONES:
         from rsgeoseg.backbones.sam2_hiera import build_sam2_hiera  # noqa: PLC0415
 
-        return build_sam2_hiera(cast("HieraSize", backbone.removeprefix("sam2-hiera-")), image_size=image_size)
+        hiera = cast("HieraSize", backbone.removeprefix("sam2-hiera-"))
+        return build_sam2_hiera(hiera, image_size=image_size, precision=precision)
     msg = f"backbone {backbone!r} is unknown; choose from {', '.join(BACKBONES)}"
     raise ModelError(msg)
 
 
-def start_from_sam(network: PromptedNetwork, path: Path) -> None:
+def start_from_sam(network: EncodedNetwork, path: Path) -> None:
     """Load a file of SAM or SAM 2 into a network's encoder and decoder and freeze the encoder.
 
     Args:
-        network: with ``encoder`` and ``sam``.
+        network: with ``encoder``, and ``sam`` where it has SAM's decoder; SAM-seg takes the encoder alone.
         path: official file, or one that `rsgeoseg weights convert` made of it.
 
     Raises:
@@ -76,11 +85,11 @@ def start_from_sam(network: PromptedNetwork, path: Path) -> None:
         msg = f"the {backbone} backbone takes no SAM checkpoint; choose --backbone sam-vit-b, sam-vit-l or sam-vit-h"
         raise ModelError(msg)
     file = read_foreign(path)
-    found = file.description.get("backbone")
-    if found != backbone:
-        msg = f"{path}: expected {backbone}, found {found}; choose the backbone or the file that fits"
-        raise WeightsError(msg)
-    for prefix, part in (("encoder.", network.encoder), ("sam.", network.sam)):
+    require_backbone(file, backbone, path)
+    parts: dict[str, nn.Module] = {"encoder.": network.encoder}
+    if hasattr(network, "sam"):
+        parts["sam."] = network.sam
+    for prefix, part in parts.items():
         given = {name.removeprefix(prefix): x for name, x in file.tensors.items() if name.startswith(prefix)}
         own = part.state_dict()
         unknown = [name for name, x in given.items() if name in own and own[name].shape != x.shape]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, get_args
 
 import torch
 from torch.amp import is_autocast_available
 
+from rsgeoseg.backbones.compiled import wanted
 from rsgeoseg.backbones.features import Encoder
 from rsgeoseg.backbones.packed import compute_dtype
 
@@ -22,7 +23,15 @@ _FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-P = TypeVar("P")
+
+class Prepared(Protocol):
+    """Weights and the computation on them."""
+
+    def compile(self) -> None:
+        """Run compiled from now on."""
+
+
+P = TypeVar("P", bound=Prepared)
 
 
 class PreparedEncoder(Encoder, Generic[P]):
@@ -42,6 +51,8 @@ class PreparedEncoder(Encoder, Generic[P]):
             msg = f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}"
             raise ValueError(msg)
         self.precision: Precision = precision
+        self.compiled = wanted()
+        """True where it runs through ``torch.compile`` on CUDA; see :mod:`rsgeoseg.backbones.compiled`."""
         self._prepared: tuple[torch.device, torch.dtype, P] | None = None
         self.register_load_state_dict_post_hook(PreparedEncoder._forget)  # type: ignore[no-untyped-call]
 
@@ -54,6 +65,8 @@ class PreparedEncoder(Encoder, Generic[P]):
         dtype = _FORMATS.get(self.precision) or compute_dtype(device)
         if self._prepared is None or self._prepared[:2] != (device, dtype):
             self._prepared = (device, dtype, self._prepare(dtype))
+            if self.compiled and device.type == "cuda":
+                self._prepared[2].compile()
         return self._prepared[2]
 
     def _check(self, images: Tensor, multiple: int) -> None:

@@ -1,6 +1,6 @@
 """SAM 2's image encoders, `sam2-hiera-t`, `-s`, `-b+` and `-l`: official parameters, a faster forward pass.
 
-Source: facebookresearch/sam2 (``modeling/backbones/{hieradet,image_encoder}.py``; sizes from ``configs/sam2.1/*.yaml``).
+Source: facebookresearch/sam2 (``modeling/backbones/{hieradet,image_encoder}.py``, sizes from ``configs/sam2.1``).
 SAM 2.0 and 2.1 have the same encoders. The package's own modules hold the parameters and give them their names. The
 computation is ours: tokens stand in an order in which no window is ever cut out or padded
 (:mod:`rsgeoseg.backbones.nested`); on a CPU the stages at strides 4 and 8, whose windows do not see each other, go
@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from rsgeoseg.backbones.attention import plain_attention
+from rsgeoseg.backbones.compiled import Compiled
 from rsgeoseg.backbones.features import EncoderSpec, Features, Level
 from rsgeoseg.backbones.nested import Windows, finer, inverse, nested_order
 from rsgeoseg.backbones.packed import PackedLinear, PackedNorm
@@ -27,7 +28,7 @@ from rsgeoseg.backbones.prepared import PIXEL_MEAN, PIXEL_STD, Precision, Prepar
 from rsgeoseg.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 HieraSize = Literal["t", "s", "b+", "l"]
 
@@ -115,7 +116,9 @@ class _Block:
         bias = None
         if group.missing:
             # All padded tokens are one key, as often as there are: exp(score + log n) = n exp(score).
-            k, v = (torch.cat([x, pad.expand(len(x), -1, -1, -1)], 2) for x, pad in zip((k, v), self.padded, strict=True))
+            k, v = (
+                torch.cat([x, pad.expand(len(x), -1, -1, -1)], 2) for x, pad in zip((k, v), self.padded, strict=True)
+            )
             bias = torch.zeros(k.shape[2], dtype=k.dtype, device=k.device)
             bias[-1] = math.log(group.missing * self.per_cell)
         q = self._pooled(q)
@@ -157,6 +160,11 @@ class _Prepared:
         laterals[1] = (laterals[1][0], laterals[1][1] + no_memory.detach().float().flatten())
         self.laterals = [PackedLinear(weight, bias, torch.float32) for weight, bias in reversed(laterals)]
         self._layouts: dict[tuple[int, int], _Layout] = {}
+        self._compiled: Callable[[Tensor, _Layout], tuple[Tensor, ...]] | None = None
+
+    def compile(self) -> None:
+        """Run compiled from now on; see :mod:`rsgeoseg.backbones.compiled`."""
+        self._compiled = Compiled(self._encode, self._encode)
 
     def layout(self, h: int, w: int) -> _Layout:
         """Token order for h x w cells of stride 32."""
@@ -180,18 +188,24 @@ class _Prepared:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         """Encode (B, 3, H, W); returns embedding, two skips and four hidden maps, all (B, C, h, w) fp32."""
+        layout = self.layout(images.shape[2] // COARSEST, images.shape[3] // COARSEST)
+        return (self._compiled or self._encode)(images, layout)
+
+    def _encode(self, images: Tensor, layout: _Layout) -> tuple[Tensor, ...]:
+        """The same with the token order of this size."""
         h, w = (side // COARSEST for side in images.shape[2:])
-        layout = self.layout(h, w)
         pixels = images.float().contiguous(memory_format=torch.channels_last)
         conv = self.patches
         patches = F.conv2d(pixels, conv.weight.float(), conv.bias.float(), conv.stride, conv.padding)
         rows = patches.permute(0, 2, 3, 1).flatten(1, 2)
         whole = _PER_CELL[0] * (_CHUNK if images.device.type == "cpu" else h * w)
         parts = []
-        for order, positions in zip(layout.order.split(whole), layout.positions.split(whole), strict=True):
-            parts.append(self._run(rows[:, order] + positions, range(self.local), ()))
+        for order, positions in zip(
+            torch.split(layout.order, whole), torch.split(layout.positions, whole), strict=True
+        ):
+            parts.append(self._blocks(rows[:, order] + positions, range(self.local), ()))
         x, *early = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))
-        _, *late = self._run(x, range(self.local, len(self.blocks)), layout.windows)
+        _, *late = self._blocks(x, range(self.local, len(self.blocks)), layout.windows)
         maps = []
         for level, (tokens, places) in enumerate(zip((*early, *late), layout.places, strict=True)):
             stride = 8 >> level
@@ -200,7 +214,7 @@ class _Prepared:
         embedding = deep.view(len(deep), h, 2, w, 2, -1) + deepest[:, :, None, :, None]  # nearest neighbour
         return tuple(x.permute(0, 3, 1, 2) for x in (embedding.flatten(3, 4).flatten(1, 2), fine, middle, *maps))
 
-    def _run(self, x: Tensor, blocks: range, windows: Sequence[Windows]) -> tuple[Tensor, ...]:
+    def _blocks(self, x: Tensor, blocks: range, windows: Sequence[Windows]) -> tuple[Tensor, ...]:
         """Take tokens through some blocks; returns the last result, then those at the ends of stages."""
         kept = []
         for index in blocks:
@@ -232,7 +246,8 @@ class Sam2Hiera(PreparedEncoder[_Prepared]):
         self.image_encoder: Any = image_encoder
         self.no_mem_embed = nn.Parameter(torch.empty(1, 1, EMBEDDING_CHANNELS))
         nn.init.trunc_normal_(self.no_mem_embed, std=0.02)
-        widths = self.image_encoder.trunk.channel_list[::-1]
+        parts: Any = image_encoder
+        widths = parts.trunk.channel_list[::-1]
         self.spec = EncoderSpec(
             name=name,
             image_size=image_size,

@@ -18,14 +18,15 @@ import torch.nn.functional as F  # noqa: N812
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from rsgeoseg.backbones.attention import blocked_attention, folded_attention, relative_table
+from rsgeoseg.backbones.attention import blocked_attention, folded_attention, looked_up_attention, relative_table
+from rsgeoseg.backbones.compiled import Compiled
 from rsgeoseg.backbones.features import Encoder, EncoderSpec, Features, Level
 from rsgeoseg.backbones.packed import PackedLinear, PackedNorm
 from rsgeoseg.backbones.prepared import PIXEL_MEAN, PIXEL_STD, Precision, PreparedEncoder, run_prepared
 from rsgeoseg.backbones.sam_checkpoint import split_sam_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 __all__ = ["SIZES", "Precision", "SamSize", "SamVit", "build_sam_vit", "split_sam_checkpoint"]
@@ -80,18 +81,21 @@ class _Block:
         parts = [relative_table(rel, side) for rel, side in zip(self.rel_pos, sides, strict=True)]
         return (torch.cat(parts, dim=1) / self.scale).to(self.dtype)
 
-    def __call__(self, x: Tensor, table: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, table: Tensor, *, compiled: bool = False) -> Tensor:
         """Transform tokens (B, h, w, C) fp32 into the same."""
-        x = x + self.proj(self._attend(self.norm1(x), table))
+        x = x + self.proj(self._attend(self.norm1(x), table, compiled=compiled))
         return x + self.lin2(self.lin1(self.norm2(x), gelu=True))
 
-    def _attend(self, x: Tensor, table: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, table: Tensor, *, compiled: bool) -> Tensor:
         """Attention without its output projection, (B, h, w, C) to (B, h, w, C)."""
         if self.window:
             return self._attend_windows(x, table)
         b, h, w, c = x.shape
         qkv = self.qkv(x).view(b, h * w, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, h w, d)
+        if compiled:
+            attended = looked_up_attention(q, k, v, table, (h, w))
+            return attended.transpose(1, 2).reshape(b, h, w, c)
         if self.blocked:
             out = x.new_empty((b, h * w, self.heads, c // self.heads))
             for image in range(b):
@@ -128,6 +132,11 @@ class _Prepared:
         self.reduce = PackedLinear(first.weight.detach().flatten(1), None, torch.float32)
         self.neck_norms = [PackedNorm(norm.weight, norm.bias, norm.eps, torch.float32) for norm in (norm1, norm2)]
         self._positions: dict[tuple[int, int], tuple[Tensor, list[Tensor]]] = {}
+        self._compiled: Callable[..., tuple[Tensor, ...]] | None = None
+
+    def compile(self) -> None:
+        """Run compiled from now on; see :mod:`rsgeoseg.backbones.compiled`."""
+        self._compiled = Compiled(partial(self._encode, compiled=True), self._encode)
 
     def positions(self, grid: tuple[int, int]) -> tuple[Tensor, list[Tensor]]:
         """Absolute positions (1, h, w, C) and one table per block, resized where the grid is not the trained one."""
@@ -146,15 +155,21 @@ class _Prepared:
 
     def __call__(self, images: Tensor, layers: Sequence[int]) -> tuple[Tensor, ...]:
         """Encode (B, 3, H, W); returns the embedding, then the outputs of ``layers``, all (B, C, h, w) fp32."""
+        absolute, tables = self.positions((images.shape[2] // self.patch, images.shape[3] // self.patch))
+        return (self._compiled or self._encode)(images, layers, absolute, tables)
+
+    def _encode(
+        self, images: Tensor, layers: Sequence[int], absolute: Tensor, tables: list[Tensor], *, compiled: bool = False
+    ) -> tuple[Tensor, ...]:
+        """The same with the positions of this size."""
         b, bands, height, width = images.shape
         p = self.patch
         h, w = height // p, width // p
         patches = images.float().reshape(b, bands, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(b, h, w, bands * p * p)
-        absolute, tables = self.positions((h, w))
         x = self.embed(patches) + absolute
         kept: dict[int, Tensor] = {}
         for index, (block, table) in enumerate(zip(self.blocks, tables, strict=True)):
-            x = block(x, table)
+            x = block(x, table, compiled=compiled)
             if index in layers:
                 kept[index] = x.permute(0, 3, 1, 2)
         x = self.neck_norms[0](self.reduce(x)).permute(0, 3, 1, 2)
@@ -240,6 +255,7 @@ def build_sam_vit(
     *,
     layers: Sequence[int] | None = None,
     image_size: int = 1024,
+    table_size: int = 1024,
     checkpoint: Path | None = None,
     precision: Precision = "auto",
 ) -> Encoder:
@@ -249,7 +265,8 @@ def build_sam_vit(
         size: ``b``, ``l`` or ``h``.
         layers: zero-based indices of the blocks whose outputs are returned as ``hidden``; default every second block
             from 0, as RSPrompter's released code takes them.
-        image_size: largest square input side, pixels; smaller than 1024 resizes the positions.
+        image_size: largest square input side, pixels; smaller than ``table_size`` resizes the positions.
+        table_size: side that the tables of positions are for, pixels: 1024 in all published files.
         checkpoint: a SAM file, see :func:`split_sam_checkpoint`; None = random weights.
         precision: see :class:`SamVit`.
 
@@ -261,22 +278,22 @@ def build_sam_vit(
     """
     chosen = range(0, SIZES[size].depth, 2) if layers is None else layers
     if checkpoint is None:
-        vit = _package_encoder(SIZES[size])
+        vit = _package_encoder(SIZES[size], table_size)
     else:
         with torch.device("meta"):  # every value comes from the file: nothing to initialise
-            vit = _package_encoder(SIZES[size])
+            vit = _package_encoder(SIZES[size], table_size)
         state = split_sam_checkpoint(checkpoint, f"sam-vit-{size}")["image_encoder"]
         # Copies: tensors may be mapped from the file, which someone may write over while the network lives.
         vit.load_state_dict({name: value.clone() for name, value in state.items()}, strict=True, assign=True)
     return SamVit(vit, name=f"sam-vit-{size}", layers=chosen, image_size=image_size, precision=precision)
 
 
-def _package_encoder(shape: _Size) -> ImageEncoderViT:
+def _package_encoder(shape: _Size, table_size: int) -> ImageEncoderViT:
     """The package's encoder with the constants of its ``build_sam.py``."""
     return ImageEncoderViT(
         depth=shape.depth,
         embed_dim=shape.width,
-        img_size=1024,
+        img_size=table_size,
         mlp_ratio=4,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
         num_heads=shape.heads,

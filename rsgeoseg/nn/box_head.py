@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+
+from rsgeoseg.nn.box_coder import BoundedCoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rsgeoseg.nn.targets import Target
 
-_CODER = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+_CODER = BoundedCoder(weights=(10.0, 10.0, 5.0, 5.0))
 
 
 class BoxHead(nn.Module):
@@ -35,10 +37,11 @@ class BoxHead(nn.Module):
 
     def __init__(self, channels: int, size: int, classes: int, hidden: int = 1024) -> None:
         super().__init__()
-        self.shared_fcs = nn.ModuleList([nn.Linear(channels * size * size, hidden), nn.Linear(hidden, hidden)])
+        layers = [nn.Linear(channels * size * size, hidden), nn.Linear(hidden, hidden)]
+        self.shared_fcs = nn.ModuleList(layers)
         self.fc_cls = nn.Linear(hidden, classes + 1)
         self.fc_reg = nn.Linear(hidden, 4 * classes)
-        for layer in self.shared_fcs:
+        for layer in layers:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         for layer, std in ((self.fc_cls, 0.01), (self.fc_reg, 0.001)):
@@ -113,9 +116,9 @@ def box_losses(class_logits: Tensor, deltas: Tensor, samples: Samples) -> dict[s
     background = class_logits.shape[1] - 1
     positive = (samples.labels < background).nonzero().squeeze(1)
     wanted = _CODER.encode_single(samples.targets[positive], torch.cat(samples.boxes)[positive])
-    given = deltas.view(len(deltas), -1, 4)[positive, samples.labels[positive]]
+    given = deltas.view(len(deltas), deltas.shape[1] // 4, 4)[positive, samples.labels[positive]]
     return {
-        "class": F.cross_entropy(class_logits, samples.labels),
+        "class": F.cross_entropy(class_logits, samples.labels) if len(samples.labels) else class_logits.sum(),
         "box": F.smooth_l1_loss(given, wanted, reduction="sum") / max(len(samples.labels), 1),
     }
 
@@ -131,7 +134,7 @@ def decode_boxes(deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Te
     Returns:
         (R, C, 4) x0 y0 x1 y1 pixels.
     """
-    boxes: Tensor = _CODER.decode_single(deltas, proposals).view(len(deltas), -1, 4)
+    boxes: Tensor = _CODER.decode_single(deltas, proposals).view(len(deltas), deltas.shape[1] // 4, 4)
     clipped: Tensor = clip_boxes_to_image(boxes.reshape(-1, 4), size)
     return clipped.view_as(boxes)
 
@@ -157,6 +160,7 @@ def detect(
     score_threshold: float = 0.05,
     nms: float = 0.5,
     most: int = 100,
+    flat: bool = False,
 ) -> Detections:
     """Turn one image's proposals into detections: threshold, class-wise NMS, the best ``most``.
 
@@ -168,12 +172,14 @@ def detect(
         score_threshold: pairs of box and class must score higher.
         nms: largest IoU of two boxes of a class.
         most: most detections.
+        flat: boxes that clipping left without an area take part, as in mmdet.
     """
     probability = class_logits.softmax(-1)[:, :-1]
     boxes = decode_boxes(deltas, proposals, size)
     row, label = (probability > score_threshold).nonzero(as_tuple=True)
     candidates, scores = boxes[row, label], probability[row, label]
-    solid = ((candidates[:, 2:] - candidates[:, :2]) > 0).all(1)
-    candidates, scores, label = candidates[solid], scores[solid], label[solid]
+    if not flat:
+        solid = ((candidates[:, 2:] - candidates[:, :2]) > 0).all(1)
+        candidates, scores, label = candidates[solid], scores[solid], label[solid]
     kept = batched_nms(candidates, scores, label, nms)[:most]
     return Detections(candidates[kept], scores[kept], label[kept])

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Numerics = Literal["paper", "released"]
+Aggregate = Literal["blocks", "embedding"]
+"""What the enhancer reads of a plain ViT: the outputs of many blocks (paper), or the image embedding alone (the
+released code's configs with LoRA)."""
 
 
 def _conv_norm_act(channels_in: int, channels_out: int, kernel: int) -> list[nn.Module]:
@@ -140,6 +143,49 @@ class PlainEnhancer(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Turn same-sized maps (B, C_i, h, w) into five maps at strides 4 to 64."""
+        split: list[Tensor] = self.feature_spliter(self.feature_aggregator(maps))
+        return split
+
+
+class EmbeddingAggregator(nn.Module):
+    """The image embedding through three convolutions with layer norms between, in place of the aggregator.
+
+    Source: ``PseudoFeatureAggregator`` of the released code (f4e73c3, ``rsprompter_*-peft-512.py``).
+
+    Args:
+        channels: of the embedding and of the output.
+        hidden: channels between.
+    """
+
+    def __init__(self, channels: int = 256, *, hidden: int = 512) -> None:
+        super().__init__()
+        self.channel_fusion = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            LayerNorm2d(hidden),
+            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
+            LayerNorm2d(hidden),
+            nn.Conv2d(hidden, channels, 3, padding=1, bias=False),
+            LayerNorm2d(channels),
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Transform the one map (B, channels, h, w)."""
+        (embedding,) = maps
+        fused: Tensor = self.channel_fusion(embedding)
+        return fused
+
+
+class EmbeddingEnhancer(nn.Module):
+    """Aggregator of the embedding alone, and splitter; names as in :class:`PlainEnhancer`."""
+
+    def __init__(self, channels: int = 256) -> None:
+        super().__init__()
+        self.feature_aggregator = EmbeddingAggregator(channels)
+        self.feature_spliter = FeatureSplitter(channels)
+        self.channels = (channels,) * 5
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Turn the one map (B, channels, h, w) at stride 16 into five maps at strides 4 to 64."""
         split: list[Tensor] = self.feature_spliter(self.feature_aggregator(maps))
         return split
 

@@ -81,9 +81,16 @@ def crop_mask(logits: Tensor, valid: NDArray[np.bool_]) -> tuple[tuple[int, int,
         Box x0 y0 x1 y1 in chip pixels, the mask inside it, and the mean probability of its pixels; an empty mask has
         quality 0 and a 1 x 1 box.
     """
-    nothing = (0, 0, 1, 1), np.zeros((1, 1), np.bool_), 0.0
     h, w = valid.shape
     (cut,) = cut_out(logits.unsqueeze(0), (h, w))
+    return crop_cut(cut, valid)
+
+
+def crop_cut(
+    cut: CutOut | None, valid: NDArray[np.bool_]
+) -> tuple[tuple[int, int, int, int], NDArray[np.bool_], float]:
+    """Do what :func:`crop_mask` does with a mask that is already cut out."""
+    nothing = (0, 0, 1, 1), np.zeros((1, 1), np.bool_), 0.0
     if cut is None:
         return nothing
     up, (x0, y0) = cut.logits.cpu().numpy(), cut.corner
@@ -93,6 +100,46 @@ def crop_mask(logits: Tensor, valid: NDArray[np.bool_]) -> tuple[tuple[int, int,
     inside = main_parts(inside)
     box, mask = tight(inside, cut.corner)
     return box, mask, float((1 / (1 + np.exp(-up[inside]))).mean())
+
+
+def crop_masks(
+    logits: Sequence[Tensor], valid: NDArray[np.bool_]
+) -> list[tuple[tuple[int, int, int, int], NDArray[np.bool_], float]]:
+    """Do as :func:`crop_mask` with many masks; from an accelerator bits are copied, all at once, and no logits.
+
+    Args:
+        logits: N of (h/4, w/4), the chip's padding included.
+        valid: (h, w) of the chip.
+    """
+    if not len(logits) or logits[0].device.type == "cpu":
+        return [crop_mask(one, valid) for one in logits]
+    return _crop_on_device(torch.stack(list(logits)), valid)
+
+
+def _crop_on_device(
+    logits: Tensor, valid: NDArray[np.bool_]
+) -> list[tuple[tuple[int, int, int, int], NDArray[np.bool_], float]]:
+    """Threshold, crop and pack masks (N, h/4, w/4) where they are, and average their probabilities there."""
+    known = torch.from_numpy(valid).to(logits.device)
+    cuts = [CutOut((0, 0), logits.new_zeros(1, 1)) if cut is None else cut for cut in cut_out(logits, valid.shape)]
+    masks = []
+    for cut in cuts:
+        (x, y), (h, w) = cut.corner, cut.logits.shape
+        masks.append((cut.logits > 0) & known[y : y + h, x : x + w])
+    sums = [cut.logits.float().sigmoid().where(mask, 0.0).sum() for cut, mask in zip(cuts, masks, strict=True)]
+    shapes = [(mask.shape[0], mask.shape[1]) for mask in masks]
+    fetched = fetch_masks([pack_mask(mask) for mask in masks], shapes)
+    results = []
+    for cut, inside, total in zip(cuts, fetched, torch.stack(sums).tolist(), strict=True):
+        if not inside.any():
+            results.append(((0, 0, 1, 1), np.zeros((1, 1), np.bool_), 0.0))
+            continue
+        kept = main_parts(inside)
+        if kept is not inside:  # specks went: their probabilities too
+            there = torch.from_numpy(kept).to(logits.device)
+            total = cut.logits.float().sigmoid().where(there, 0.0).sum().item()  # noqa: PLW2901
+        results.append((*tight(kept, cut.corner), total / float(kept.sum())))
+    return results
 
 
 def tight(mask: NDArray[np.bool_], corner: tuple[int, int]) -> tuple[tuple[int, int, int, int], NDArray[np.bool_]]:

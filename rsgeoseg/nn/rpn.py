@@ -14,6 +14,8 @@ from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
+from rsgeoseg.nn.box_coder import BoundedCoder
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -52,7 +54,7 @@ class GridAnchors(nn.Module):
         return [torch.cat(parts)] * len(images.image_sizes)
 
 
-class _Head(RPNHead):
+class _Head(RPNHead):  # type: ignore[misc]
     """torchvision's head with float32 results: boxes in bfloat16 would be off by pixels."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -60,7 +62,7 @@ class _Head(RPNHead):
         return [y.float() for y in logits], [y.float() for y in deltas]
 
 
-class Rpn(RegionProposalNetwork):
+class Rpn(RegionProposalNetwork):  # type: ignore[misc]
     """Proposals and their loss; build it with :func:`build_rpn`."""
 
     def propose(
@@ -121,7 +123,7 @@ def build_rpn(
         before_nms: candidates per level, training and testing.
         after_nms: proposals per image, training and testing.
     """
-    return Rpn(
+    rpn = Rpn(
         GridAnchors(strides, scales, ratios),
         _Head(channels, len(scales) * len(ratios)),
         fg_iou_thresh=0.7,
@@ -132,3 +134,5 @@ def build_rpn(
         post_nms_top_n={"training": after_nms[0], "testing": after_nms[1]},
         nms_thresh=0.7,
     )
+    rpn.box_coder = BoundedCoder((1.0, 1.0, 1.0, 1.0))
+    return rpn

@@ -144,11 +144,16 @@ def write_weights(
 def load_into(network: nn.Module, file: WeightsFile, path: Path) -> None:
     """Load a state dict strictly: every tensor matched by name and shape.
 
+    Tensors whose names begin with one of the description's ``absent`` prefixes may be missing: the method that wrote
+    the file never used them.
+
     Raises:
         WeightsError: names or shapes differ; the message names the first one.
     """
     own = network.state_dict()
-    for kind, names in (("lacks", set(own) - set(file.tensors)), ("has unknown", set(file.tensors) - set(own))):
+    absent = tuple(file.description.get("absent", ()))
+    lacking = {name for name in own if name not in file.tensors and not name.startswith(absent)}
+    for kind, names in (("lacks", lacking), ("has unknown", set(file.tensors) - set(own))):
         if names:
             msg = f"{path}: {kind} {len(names)} tensors, first {min(names)}; it was made for another network"
             raise WeightsError(msg)
@@ -159,4 +164,4 @@ def load_into(network: nn.Module, file: WeightsFile, path: Path) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             msg = f"{path}: {name} has values that are not finite; the training went wrong or the file is damaged"
             raise WeightsError(msg)
-    network.load_state_dict(file.tensors)
+    network.load_state_dict(own | file.tensors)

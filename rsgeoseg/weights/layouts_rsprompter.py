@@ -1,5 +1,8 @@
 """Files of RSPrompter's authors: the published anchor weights of 2023, and what the code of 2024 saves.
 
+Of 2024 there are two forms: the paper's, on the outputs of many blocks at 1024 pixels, and that of the configs with
+LoRA, whose enhancer reads the image embedding alone and whose encoder has tables for its own size (512 pixels).
+
 Source: KyanChen/RSPrompter, branches lightning and huggingface (2023) and release (2024, commit f4e73c3).
 """
 
@@ -13,6 +16,8 @@ from rsgeoseg.weights.layouts_huggingface import decoder_name, encoder_name, mas
 from rsgeoseg.weights.layouts_sam import (
     DIM,
     FOURIER,
+    GRID,
+    PATCH,
     VIT_SIZES,
     find_vit,
     mask_decoder_shapes,
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 
 VISION = "backbone.vision_encoder."
 """Prefix of the encoder in files of 2024."""
+_FUSION = "neck.feature_aggregator.channel_fusion.0.weight"
 _RAW = 2 * DIM  # raw numbers per prompt: a sine half and a plain half
 _REDUCED = 32  # channels of the aggregator's recursion
 _FIRST_BLOCK_2023 = 4  # blocks 4, 6, ... of the ViT are aggregated; 0, 2, ... in 2024
@@ -103,7 +109,12 @@ def query_2024_layout(tensors: Mapping[str, Tensor]) -> Layout:
         decoder="panoptic_head.",
         absent=(_POINTS, _NOT_A_POINT, _NO_MASK),
         classes=classes,
-        config={"num_queries": queries, "prompts_per_query": prompts, "numerics": "released"},
+        config={
+            "num_queries": queries,
+            "prompts_per_query": prompts,
+            "numerics": "released",
+            "resize": "longest",
+        },
     )
 
 
@@ -119,8 +130,12 @@ def _layout_2024(
     config: dict[str, Any],
 ) -> Layout:
     backbone = find_vit(tensors, VISION, "layers")
-    size = VIT_SIZES[backbone]
+    grid = tuple(tensors[f"{VISION}pos_embed"].shape)[1]
     prompt = {name: shape for name, shape in prompt_encoder_shapes().items() if not name.startswith(absent)}
+
+    fused, about = None, {}
+    if _FUSION in tensors:
+        fused, about = rows(tensors, _FUSION), {"aggregate": "embedding"}
 
     def name(ours: str) -> str:
         if ours == FOURIER:
@@ -140,16 +155,17 @@ def _layout_2024(
         model=model,
         backbone=backbone,
         name="rsprompter-2024",
-        shapes=vit_shapes(backbone)
+        shapes=vit_shapes(backbone, grid)
         | prompt
         | mask_decoder_shapes()
-        | _neck_2024_shapes(size.width, size.depth // 2)
+        | _splitter_shapes()
+        | (_aggregator_shapes(backbone) if fused is None else _fusion_shapes(fused))
         | head,
         theirs=name,
         ignored=("data_preprocessor.",),
         absent=absent,
         classes=classes,
-        config=config,
+        config=config | ({} if grid == GRID else {"image_size": grid * PATCH}) | about,
     )
 
 
@@ -214,9 +230,20 @@ def _neck_2023_shapes(width: int, maps: int) -> Shapes:
     return shapes
 
 
-def _neck_2024_shapes(width: int, maps: int) -> Shapes:
-    """Shapes of aggregator and splitter of 2024."""
-    joined, split = "neck.feature_aggregator", "neck.feature_spliter"
+def _fusion_shapes(hidden: int) -> Shapes:
+    """Shapes of what stands in the aggregator's place where the enhancer reads the embedding alone."""
+    shapes: Shapes = {}
+    for index, (after, before, kernel) in enumerate(((hidden, DIM, 1), (hidden, hidden, 3), (DIM, hidden, 3))):
+        place = "neck.feature_aggregator.channel_fusion"
+        shapes |= {f"{place}.{2 * index}.weight": (after, before, kernel, kernel)}
+        shapes |= norm(f"{place}.{2 * index + 1}", after)
+    return shapes
+
+
+def _aggregator_shapes(backbone: str) -> Shapes:
+    """Shapes of the aggregator of 2024."""
+    size, joined = VIT_SIZES[backbone], "neck.feature_aggregator"
+    width, maps = size.width, size.depth // 2
     shapes: Shapes = {}
     for index in range(maps):
         shapes |= weight_bias(f"{joined}.downconvs.{index}.0", _REDUCED, width, 1, 1)
@@ -227,7 +254,13 @@ def _neck_2024_shapes(width: int, maps: int) -> Shapes:
             shapes |= batch_norm(f"{joined}.{name}", _REDUCED)
     shapes |= weight_bias(f"{joined}.fusion_conv.0", DIM, _REDUCED, 1, 1) | batch_norm(f"{joined}.fusion_conv.1", DIM)
     shapes |= weight_bias(f"{joined}.fusion_conv.3", DIM, DIM, 3, 3) | batch_norm(f"{joined}.fusion_conv.4", DIM)
-    shapes |= weight_bias(f"{joined}.fusion_conv.6", DIM, DIM, 3, 3)
+    return shapes | weight_bias(f"{joined}.fusion_conv.6", DIM, DIM, 3, 3)
+
+
+def _splitter_shapes() -> Shapes:
+    """Shapes of the splitter of 2024."""
+    split = "neck.feature_spliter"
+    shapes: Shapes = {}
     half, quarter = DIM // 2, DIM // 4
     # Transposed convolutions: inputs first.
     for name, before, after in (("fpn1.0", DIM, half), ("fpn1.3", half, quarter), ("fpn2.0", DIM, half)):

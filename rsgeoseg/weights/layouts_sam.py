@@ -34,7 +34,9 @@ VIT_SIZES = {
     "sam-vit-l": VitSize("ViT-L", 1024, 24, 16, (5, 11, 17, 23)),
     "sam-vit-h": VitSize("ViT-H", 1280, 32, 16, (7, 15, 23, 31)),
 }
-_GRID, _WINDOW, _PATCH = 64, 14, 16  # tokens a side at 1024 pixels, tokens a side of a window, pixels a side of a token
+GRID, PATCH = 64, 16
+"""Tokens a side at 1024 pixels, and pixels a side of a token."""
+_WINDOW = 14  # tokens a side of a window
 
 
 def find_vit(tensors: Mapping[str, Tensor], prefix: str, blocks: str) -> str:
@@ -63,15 +65,15 @@ def find_vit(tensors: Mapping[str, Tensor], prefix: str, blocks: str) -> str:
     raise Misfit(msg)
 
 
-def vit_shapes(backbone: str) -> Shapes:
-    """Shapes of SAM's ViT at 1024 pixels, under our names."""
+def vit_shapes(backbone: str, grid: int = GRID) -> Shapes:
+    """Shapes of SAM's ViT under our names; its position tables are for a square of ``grid`` cells of 16 pixels."""
     size, prefix = VIT_SIZES[backbone], "encoder.image_encoder"
     width, head = size.width, size.width // size.heads
-    shapes: Shapes = {f"{prefix}.pos_embed": (1, _GRID, _GRID, width)}
-    shapes |= weight_bias(f"{prefix}.patch_embed.proj", width, 3, _PATCH, _PATCH)
+    shapes: Shapes = {f"{prefix}.pos_embed": (1, grid, grid, width)}
+    shapes |= weight_bias(f"{prefix}.patch_embed.proj", width, 3, PATCH, PATCH)
     for index in range(size.depth):
         block = f"{prefix}.blocks.{index}"
-        side = _GRID if index in size.global_blocks else _WINDOW
+        side = grid if index in size.global_blocks else _WINDOW
         shapes |= norm(f"{block}.norm1", width) | norm(f"{block}.norm2", width)
         shapes |= {f"{block}.attn.rel_pos_{axis}": (2 * side - 1, head) for axis in "hw"}
         shapes |= weight_bias(f"{block}.attn.qkv", 3 * width, width)

@@ -192,7 +192,7 @@ def settings_of(card: PublishedCard) -> dict[str, Any]:
 def _sam(size: str, file: str, count: int, sha256: str) -> PublishedCard:
     return PublishedCard(
         id=f"sam-vit-{size}",
-        models=("sam-prompt", "sam-everything", "sam-det", "sam-cls"),
+        models=("sam-prompt", "sam-everything"),
         backbone=f"sam-vit-{size}",
         file=file,
         url=f"https://dl.fbaipublicfiles.com/segment_anything/{file}",

@@ -148,6 +148,34 @@ def test_decoding_by_hand():
     torch.testing.assert_close(boxes, expected)
 
 
+def test_sides_are_bounded_on_both_ends():
+    """mmdet's ``wh_ratio_clip``: a box keeps 16/1000 of its proposal's side at least, and has 1000/16 of it at most."""
+    boxes = decode_boxes(torch.tensor([[0.0, 0, -50, 50]]), torch.tensor([[0.0, 400, 1000, 500]]), (900, 1000))
+    torch.testing.assert_close(boxes, torch.tensor([[[492.0, 0, 508, 900]]]))
+    rpn = build_rpn(1, strides=(4,), scales=(2.0,))
+    boxes = rpn.box_coder.decode(torch.tensor([[0.0, 0, -9, -9]]), [torch.tensor([[0.0, 0, 1000, 500]])])
+    torch.testing.assert_close(boxes, torch.tensor([[[492.0, 246, 508, 254]]]))
+
+
+def test_no_proposals_no_boxes_and_no_loss():
+    """A network may propose nothing, e.g. where all its boxes lie outside the image."""
+    found = detect(torch.zeros(0, 3), torch.zeros(0, 8), torch.zeros(0, 4), (64, 64))
+    assert (found.boxes.shape, found.scores.shape, found.labels.shape) == ((0, 4), (0,), (0,))
+    logits, deltas = torch.zeros(0, 3, requires_grad=True), torch.zeros(0, 8, requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    samples = Samples([torch.zeros(0, 4)], nothing, nothing, nothing, torch.zeros(0, 4))
+    assert {name: term.item() for name, term in box_losses(logits, deltas, samples).items()} == {"class": 0, "box": 0}
+
+
+def test_boxes_without_an_area_take_part_where_asked():
+    """A box pushed out of the image is a line at its edge: mmdet keeps it, and gives it a mask."""
+    logits, deltas = torch.tensor([[5.0, 0]]), torch.tensor([[-50.0, 0, 0, 0]])
+    proposals = torch.tensor([[20.0, 20, 30, 40]])
+    assert len(detect(logits, deltas, proposals, (64, 64)).boxes) == 0
+    found = detect(logits, deltas, proposals, (64, 64), flat=True)
+    assert found.boxes.tolist() == [[0, 20, 0, 40]]
+
+
 def test_encoding_is_the_inverse_of_decoding():
     """Deltas that the loss wants give the object's box back: the loss of them is zero."""
     torch.manual_seed(0)

@@ -164,7 +164,7 @@ CASES = {
         upstream.query_2024,
         ours_from_query_2024,
         ("rsprompter-query", "sam-vit-b", "rsprompter-2024"),
-        {"classes": TEN, "num_queries": 20, "prompts_per_query": 5, "numerics": "released"},
+        {"classes": TEN, "num_queries": 20, "prompts_per_query": 5, "numerics": "released", "resize": "longest"},
         [*NO_POINTS, "sam.prompt_encoder.no_mask_embed."],
     ),
 }

@@ -12,13 +12,15 @@ from rsgeoseg.backbones.packed import compute_dtype
 from rsgeoseg.contract import ModelSpec
 from rsgeoseg.models.rsprompter_anchor.config import AnchorConfig, LossConfig
 from rsgeoseg.models.rsprompter_anchor.network import RSPrompterAnchor
-from rsgeoseg.models.rsprompter_anchor.segmenter import AnchorSegmenter
+from rsgeoseg.models.rsprompter_anchor.segmenter import LOWEST_SCORE, AnchorSegmenter
 from rsgeoseg.nn.device import find_device
 from rsgeoseg.weights.files import config_from_json, load_into
 from rsgeoseg.weights.opening import open_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rsgeoseg.backbones.prepared import Precision
 
 __all__ = ["BACKBONES", "NAME", "SOURCE", "build", "default_config", "default_loss", "describe", "load", "segmenter"]
 
@@ -50,7 +52,7 @@ def default_loss(backbone: str) -> LossConfig:
     """Give the loss for a backbone: the paper's for SAM, cheaper and with dice for ``lite``."""
     if backbone != "lite":
         return LossConfig()
-    return LossConfig(rois=128, fine_masks=8, points=2048, mask_weight=2.0, dice_weight=2.0)
+    return LossConfig(rois=128, fine_masks=6, points=2048, mask_weight=2.0, dice_weight=2.0, coarse_weight=2.0)
 
 
 def build(
@@ -78,7 +80,15 @@ def build(
     depth = _DEPTH.get(backbone)
     old = config.generation == "2023" and depth is not None
     layers = tuple(range(_FIRST_BLOCK_2023, depth, 2)) if old and depth is not None else None
-    encoder = build_encoder(backbone, pretrained=pretrained, layers=layers)
+    precision: Precision = "fp32" if config.numerics == "released" else "auto"
+    encoder = build_encoder(
+        backbone,
+        pretrained=pretrained,
+        image_size=config.image_size,
+        table_size=config.image_size,
+        layers=() if config.aggregate == "embedding" else layers,
+        precision=precision,
+    )
     network = RSPrompterAnchor(encoder, config, loss_config or default_loss(backbone))
     if sam_checkpoint is not None:
         start_from_sam(network, sam_checkpoint)
@@ -90,12 +100,15 @@ def describe(network: RSPrompterAnchor) -> dict[str, Any]:
     return {"model": NAME, "backbone": network.encoder.spec.name, "config": asdict(network.config)}
 
 
-def segmenter(network: RSPrompterAnchor, *, score_threshold: float = 0.5, **spec: Any) -> AnchorSegmenter:
+def segmenter(
+    network: RSPrompterAnchor, *, score_threshold: float = 0.5, lowest: float | None = None, **spec: Any
+) -> AnchorSegmenter:
     """Wrap a network for the engine.
 
     Args:
         network: on its device.
-        score_threshold: objects below it need not be found.
+        score_threshold: objects below it are left off a map.
+        lowest: objects down to this score are found; None = ``score_threshold``.
         spec: further fields of ``ModelSpec``.
     """
     size = network.encoder.spec.image_size
@@ -107,11 +120,15 @@ def segmenter(network: RSPrompterAnchor, *, score_threshold: float = 0.5, **spec
         **{"chip_size": min(size, 1024), "overlap": 128, **spec},
     )
     device = next(network.parameters()).device
-    return AnchorSegmenter(network, full, autocast=compute_dtype(device) is torch.bfloat16)
+    fast = network.config.numerics == "paper" and compute_dtype(device) is torch.bfloat16
+    return AnchorSegmenter(network, full, lowest=lowest, autocast=fast)
 
 
 def load(weights: str | Path | None = None, device: str = "auto") -> AnchorSegmenter:
     """Load the model for the registry; see ``registry.load_model``.
+
+    With weights of the authors ``segment`` gives all objects that their code gives (class probability above 0.05); maps
+    leave out those below ``spec.score_threshold``.
 
     Raises:
         WeightsError: the weights are missing, damaged, or belong to another model.
@@ -123,4 +140,5 @@ def load(weights: str | Path | None = None, device: str = "auto") -> AnchorSegme
     config = config_from_json(AnchorConfig, description["config"])
     network = build(description["backbone"], config, pretrained=False)
     load_into(network, opened.file, opened.path)
-    return segmenter(network.to(where).eval(), score_threshold=opened.score_threshold, **opened.about)
+    lowest = LOWEST_SCORE if config.numerics == "released" else None
+    return segmenter(network.to(where).eval(), score_threshold=opened.score_threshold, lowest=lowest, **opened.about)

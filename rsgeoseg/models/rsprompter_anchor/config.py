@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from rsgeoseg.nn.enhancer import Numerics
+    from rsgeoseg.backbones.fitted import Resize
+    from rsgeoseg.nn.enhancer import Aggregate, Numerics
 
 Generation = Literal["2023", "2024"]
-Resize = Literal["none", "squash", "longest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +23,15 @@ class AnchorConfig:
     generation: Generation = "2024"
     """Pyramid and anchors: "2024" as in the paper (strides 4-64), "2023" as in the published weights (8-32)."""
     numerics: Numerics = "paper"
-    """Where paper and released code differ: aggregator order, sine rule, decoder norm, resampling of masks."""
+    """Where paper and released code differ: aggregator order, sine rule, decoder norm. "released" also computes in
+    float32 on every device, as the authors' tests did."""
+    aggregate: Aggregate = "blocks"
+    """What the enhancer reads of a plain ViT; "embedding" is what the authors' configs with LoRA have."""
+    image_size: int = 1024
+    """Side of a SAM encoder's square, which its positions are for, pixels; 512 in the authors' configs with LoRA."""
     resize: Resize = "none"
-    """What a chip smaller than the encoder's input becomes: padded; or resized as the authors' pipelines of 2023
-    ("squash", both sides) and 2024 ("longest", padded) did, for weights that were trained so."""
+    """What becomes of a chip: padded ("none"); or resized as the authors' pipelines of 2023 ("squash") and 2024
+    ("longest") did, for weights that were trained so, and then the masks go back as their code takes them."""
     width: int = 256
     """Channels of the feature pyramid."""
     box_hidden: int = 1024
@@ -45,8 +50,9 @@ class AnchorConfig:
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot work."""
-        if self.coarse_masks and self.generation == "2023":
-            msg = "coarse_masks are for the pyramid of 2024; the published weights of 2023 have none"
+        if self.generation == "2023" and (self.coarse_masks or self.aggregate == "embedding"):
+            option = "coarse_masks" if self.coarse_masks else "aggregate 'embedding'"
+            msg = f"{option} is for the pyramid of 2024; the published weights of 2023 have no such thing"
             raise ValueError(msg)
 
     @property
@@ -67,7 +73,7 @@ class LossConfig:
     rois: int = 256
     """Proposals per image in the loss of the box head."""
     fine_masks: int = 10_000
-    """Most boxes per image that go through SAM's decoder, drawn at random."""
+    """Most boxes per image that go through SAM's decoder, drawn at random; coarse masks are learned from all."""
     points: int = 0
     """Points at which masks are compared, near uncertain ones; 0 = every pixel of the image, as the paper does."""
     mask_weight: float = 1.0

@@ -55,17 +55,10 @@ def anchor_losses(
 def _mask_losses(
     network: RSPrompterAnchor, scene: Scene, samples: Samples, targets: Sequence[Target], config: LossConfig
 ) -> dict[str, Tensor]:
-    """Masks of proposals that hit an object, at most ``fine_masks`` per image."""
-    first, boxes, which = 0, [], []
-    row = 0
-    for index, target in enumerate(targets):
-        count = len(samples.boxes[index])
-        here = slice(row, row + count)
-        hit = (samples.labels[here] < len(network.config.classes)).nonzero().squeeze(1)
-        hit = hit[torch.randperm(len(hit), device=hit.device)[: config.fine_masks]]
-        boxes.append(samples.boxes[index][hit])
-        which.append(first + samples.matched[here][hit])
-        first, row = first + len(target.labels), row + count
+    """Masks of proposals that hit an object: at most ``fine_masks`` per image decoded, the others coarse alone."""
+    boxes, which = _hits(samples, targets, len(network.config.classes))
+    rest = [part[config.fine_masks :] for part in boxes], [part[config.fine_masks :] for part in which]
+    boxes, which = [part[: config.fine_masks] for part in boxes], [part[: config.fine_masks] for part in which]
     rows = torch.cat(which)
     if not len(rows):
         return {}
@@ -82,6 +75,22 @@ def _mask_losses(
     if config.dice_weight:
         terms["dice"] = config.dice_weight * dice_loss(predicted, wanted).mean()
     if coarse is not None:
+        boxes, rows = [*boxes, *rest[0]], torch.cat([rows, *rest[1]])
+        coarse = torch.cat([coarse, network.coarse_masks(scene, rest[0])])
         truth = masks_in_boxes(masks, rows, torch.cat(boxes), coarse.shape[-1])
         terms["coarse"] = config.coarse_weight * F.binary_cross_entropy_with_logits(coarse, truth)
     return terms
+
+
+def _hits(samples: Samples, targets: Sequence[Target], background: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Proposals of each image that hit an object, in random order: boxes, and rows among the batch's masks."""
+    boxes, which = [], []
+    first = row = 0
+    for proposals, target in zip(samples.boxes, targets, strict=True):
+        here = slice(row, row + len(proposals))
+        hit = (samples.labels[here] < background).nonzero().squeeze(1)
+        hit = hit[torch.randperm(len(hit), device=hit.device)]
+        boxes.append(proposals[hit])
+        which.append(first + samples.matched[here][hit])
+        first, row = first + len(target.labels), here.stop
+    return boxes, which

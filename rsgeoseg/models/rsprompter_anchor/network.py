@@ -21,7 +21,7 @@ from rsgeoseg.models.rsprompter_anchor.loss import anchor_losses
 from rsgeoseg.models.rsprompter_anchor.neck import Enhancer2023
 from rsgeoseg.nn.box_head import BoxHead
 from rsgeoseg.nn.coarse_masks import CoarseMaskHead, place_logits
-from rsgeoseg.nn.enhancer import PlainEnhancer, PyramidFpn
+from rsgeoseg.nn.enhancer import EmbeddingEnhancer, PlainEnhancer, PyramidFpn
 from rsgeoseg.nn.norm import set_norm_eps
 from rsgeoseg.nn.positions import cell_positions
 from rsgeoseg.nn.prompt_embeddings import prompt_embeddings, raw_width
@@ -107,7 +107,9 @@ class RSPrompterAnchor(nn.Module):
         spec, width = encoder.spec, config.width
         channels = [level.channels for level in spec.hidden]
         self.neck: nn.Module
-        if spec.is_pyramid:
+        if config.aggregate == "embedding":
+            self.neck = EmbeddingEnhancer(spec.embedding.channels)
+        elif spec.is_pyramid:
             self.neck = PyramidFpn(channels, channels=width)
         elif config.generation == "2023":
             self.neck = Enhancer2023(channels, channels=width)
@@ -166,7 +168,7 @@ class RSPrompterAnchor(nn.Module):
 
     def describe(self, features: Features, size: tuple[int, int], origin: tuple[float, float] = (0.0, 0.0)) -> Scene:
         """Enhance the encoder's features (Eq. 3) of images of ``size`` H, W, and add positions."""
-        maps = list(self.neck(features.hidden))
+        maps = list(self.neck((features.embedding,) if self.config.aggregate == "embedding" else features.hidden))
         read = [x for x, stride in zip(maps, self.config.strides, strict=True) if stride <= 32]
         position = self._positions(read, origin)
         stride = self.encoder.spec.embedding.stride
@@ -208,6 +210,14 @@ class RSPrompterAnchor(nn.Module):
         """Prompt embeddings (R, K_p, D) from features (R, C, 14, 14) (Eq. 4)."""
         return prompt_embeddings(self.prompt_head(features), self.config.prompts_per_roi, self.config.numerics)
 
+    def coarse_masks(self, scene: Scene, boxes: Sequence[Tensor]) -> Tensor:
+        """Coarse mask logits (R, 28, 28) of boxes (R_i, 4) per image, without SAM's decoder."""
+        return self._coarse(self.read_boxes(scene, boxes, PROMPT_SIZE))
+
+    def _coarse(self, features: Tensor) -> Tensor:
+        coarse: Tensor = self.coarse_head(features).squeeze(1).float()
+        return coarse
+
     def masks(self, scene: Scene, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Decode the masks of boxes (Eq. 5).
 
@@ -224,7 +234,7 @@ class RSPrompterAnchor(nn.Module):
         if not self.config.coarse_masks:
             decoded, _ = self.sam(scene.embedding, scene.embedding_pe, image, sparse, self.sam.no_mask(), scene.skips)
             return decoded.float(), None
-        coarse: Tensor = self.coarse_head(features).squeeze(1).float()
+        coarse = self._coarse(features)
         h, w = scene.size
         given = place_logits(coarse.detach(), torch.cat(list(boxes)), (h // 4, w // 4), stride=4)
         dense = self.sam.dense_prompts(given)

@@ -1,7 +1,8 @@
 """From chips to instances with RSPrompter-anchor: the engine's side of the model.
 
 Score = class probability (times the mean mask probability where the config says so); pairs of box and class above the
-threshold, class-wise NMS at 0.5, the best 100 (KyanChen/RSPrompter f4e73c3, ``test_cfg``).
+threshold, class-wise NMS at 0.5, the best 100 (KyanChen/RSPrompter f4e73c3, ``test_cfg``). Where the config resizes
+chips, masks go back to them as in the authors' code (``released``).
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
+from rsgeoseg.backbones.fitted import Fit, fit_images
 from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
-from rsgeoseg.models.rsprompter_anchor.released import Fit, fit_images, released_mask, tighten
+from rsgeoseg.models.rsprompter_anchor.released import released_masks
 from rsgeoseg.nn.box_head import Detections, detect
 from rsgeoseg.nn.masks import crop_mask
+from rsgeoseg.nn.scored_masks import whole_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -37,15 +41,23 @@ class AnchorSegmenter:
     Args:
         network: the network, in evaluation mode on its device.
         spec: what it is; its ``score_threshold`` also bounds the work.
+        lowest: objects down to this score are found; None = ``spec.score_threshold``.
         max_instances: most objects per chip.
         autocast: run in bfloat16 where it is fast.
     """
 
     def __init__(
-        self, network: RSPrompterAnchor, spec: ModelSpec, *, max_instances: int = 100, autocast: bool = False
+        self,
+        network: RSPrompterAnchor,
+        spec: ModelSpec,
+        *,
+        lowest: float | None = None,
+        max_instances: int = 100,
+        autocast: bool = False,
     ) -> None:
         self.network = network.eval()
         self.spec = spec
+        self.lowest = spec.score_threshold if lowest is None else lowest
         self.max_instances = max_instances
         self.autocast = autocast
         self.device = next(network.parameters()).device
@@ -72,9 +84,12 @@ class AnchorSegmenter:
         images = images_of(chips, encoder, self.device) if fit is None else fit_images(chips, encoder, fit, self.device)
         scene = network.look(images)
         results = []
-        for found, logits in zip(*self._detect(scene), strict=True):
-            chip = chips[len(results)]
-            results.append(self._instances(found, logits, chip.valid, fit))
+        for found, logits, chip in zip(*self._detect(scene), chips, strict=True):
+            if fit is None:
+                results.append(self._instances(found, logits, chip.valid))
+            else:
+                masks = self._released(found, logits, fit)
+                results.append(whole_masks(masks, chip.valid, score_threshold=self.lowest))
         return results
 
     def _detect(self, scene: Scene) -> tuple[list[Detections], list[list[Tensor]]]:
@@ -84,38 +99,44 @@ class AnchorSegmenter:
         class_logits, deltas = network.classify(scene, proposals)
         counts = [len(boxes) for boxes in proposals]
         found = [
-            detect(*parts, scene.size, score_threshold=self._lowest, most=self.max_instances)
-            for parts in zip(class_logits.split(counts), deltas.split(counts), proposals, strict=True)
+            detect(
+                *parts,
+                scene.size,
+                score_threshold=max(self.lowest, LOWEST_SCORE),
+                most=self.max_instances,
+                flat=network.config.numerics == "released",
+            )
+            for parts in zip(torch.split(class_logits, counts), torch.split(deltas, counts), proposals, strict=True)
         ]
         masks: list[list[Tensor]] = []
         for index, detections in enumerate(found):
             nothing = [detections.boxes[:0] for _ in found]
             masks.append([])
-            for part in detections.boxes.split(BOXES_AT_ONCE) if len(detections.boxes) else ():
+            for part in torch.split(detections.boxes, BOXES_AT_ONCE) if len(detections.boxes) else ():
                 logits, _ = network.masks(scene, [*nothing[:index], part, *nothing[index + 1 :]])
                 masks[-1] += list(logits)
         return found, masks
 
-    @property
-    def _lowest(self) -> float:
-        return max(self.spec.score_threshold, LOWEST_SCORE)
+    def _released(
+        self, found: Detections, logits: list[Tensor], fit: Fit
+    ) -> Iterator[tuple[NDArray[np.bool_], float, int]]:
+        """Masks of the image's size, scores and labels, as the authors' code gives them."""
+        pairs = zip(found.scores.tolist(), found.labels.tolist(), logits, strict=True)
+        for score, label, mask_logits in pairs:
+            mask = released_masks(mask_logits.unsqueeze(0), fit, self.network.config.generation)[0]
+            yield mask.cpu().numpy(), score, label
 
-    def _instances(
-        self, found: Detections, logits: list[Tensor], valid: NDArray[np.bool_], fit: Fit | None
-    ) -> Instances:
+    def _instances(self, found: Detections, logits: list[Tensor], valid: NDArray[np.bool_]) -> Instances:
         boxes, masks, qualities = [], [], []
         for mask_logits in logits:
-            if fit is None:
-                box, mask, quality = crop_mask(mask_logits, valid)
-            else:
-                box, mask, quality = tighten(released_mask(mask_logits, fit, self.network.config.generation) & valid)
+            box, mask, quality = crop_mask(mask_logits, valid)
             boxes.append(box)
             masks.append(mask)
             qualities.append(quality)
-        quality = np.array(qualities, np.float32)
+        factor = np.array(qualities, np.float32)
         scores = found.scores.float().cpu().numpy()
-        scores = scores * quality if self.network.config.mask_scores else scores * (quality > 0)
-        kept = np.flatnonzero(scores >= max(self.spec.score_threshold, 1e-6))
+        scores = scores * (factor if self.network.config.mask_scores else factor > 0)
+        kept = np.flatnonzero(scores >= max(self.lowest, 1e-6))
         kept = kept[np.argsort(-scores[kept], kind="stable")]
         return Instances(
             boxes=np.array([boxes[i] for i in kept], np.int32).reshape(-1, 4),

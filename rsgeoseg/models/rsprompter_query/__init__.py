@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rsgeoseg.backbones.build import BACKBONES, SAM2_BACKBONES, SAM_BACKBONES, build_encoder, start_from_sam
 from rsgeoseg.backbones.packed import compute_dtype
-from rsgeoseg.backbones.sam_checkpoint import split_sam_checkpoint
 from rsgeoseg.contract import ModelSpec
-from rsgeoseg.errors import ModelError, WeightsError
 from rsgeoseg.models.rsprompter_query.config import QueryConfig
 from rsgeoseg.models.rsprompter_query.loss import LossConfig
 from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
 from rsgeoseg.models.rsprompter_query.segmenter import QuerySegmenter
 from rsgeoseg.nn.device import find_device
-from rsgeoseg.weights.files import find_card, load_into, read_weights
+from rsgeoseg.weights.files import config_from_json, load_into
+from rsgeoseg.weights.opening import open_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
-    from rsgeoseg.backbones.features import Encoder
-    from rsgeoseg.backbones.sam_vit import SamSize
+__all__ = [
+    "BACKBONES",
+    "NAME",
+    "SOURCE",
+    "build",
+    "config_from_dict",
+    "config_to_dict",
+    "default_config",
+    "default_loss",
+    "describe",
+    "load",
+    "segmenter",
+]
 
 NAME = "rsprompter-query"
 SOURCE = "Chen et al., RSPrompter, IEEE TGRS 2024; KyanChen/RSPrompter, branch release, f4e73c3"
-BACKBONES = ("lite", "sam-vit-b", "sam-vit-l", "sam-vit-h")
 
 
 def default_config(backbone: str, classes: tuple[str, ...]) -> QueryConfig:
-    """Give the network's sizes for a backbone: the paper's for SAM, smaller ones with every shortcut for ``lite``."""
-    if backbone != "lite":
+    """Give the network's sizes for a backbone: the paper's for SAM, smaller with every shortcut for ``lite``."""
+    if backbone in SAM_BACKBONES:
         return QueryConfig(classes=classes)
+    if backbone in SAM2_BACKBONES:
+        return QueryConfig(classes=classes, skips=True)
     return QueryConfig(
         classes=classes,
         decoder_layers=3,
@@ -68,37 +80,25 @@ def build(
         config: sizes and options.
         loss_config: weights of the loss; None = ``default_loss``.
         pretrained: start `lite` from ImageNet weights.
-        sam_checkpoint: official SAM file for a SAM backbone: its encoder stays frozen, its prompt encoder and mask
-            decoder are where training starts (paper Table IX: the decoder is trained). None = random weights.
+        sam_checkpoint: file of SAM or SAM 2: its encoder stays frozen, its prompt encoder and mask decoder are where
+            training starts (paper Table IX: the decoder is trained). None = random weights.
 
     Raises:
-        ModelError: the backbone is unknown, or `lite` is given a SAM file.
+        ModelError: the backbone is unknown, or takes no SAM file.
         WeightsError: the file is missing, damaged, or of another size.
     """
-    if sam_checkpoint is not None and backbone == "lite":
-        msg = "the lite backbone takes no SAM checkpoint; choose --backbone sam-vit-b, sam-vit-l or sam-vit-h"
-        raise ModelError(msg)
-    encoder = _encoder(backbone, pretrained=pretrained, sam_checkpoint=sam_checkpoint)
+    encoder = build_encoder(
+        backbone,
+        pretrained=pretrained,
+        layers=() if config.aggregate == "embedding" else None,
+        image_size=config.image_size,
+        table_size=config.image_size,
+        precision="fp32" if config.numerics == "released" else "auto",
+    )
     network = RSPrompterQuery(encoder, config, loss_config or default_loss(backbone))
     if sam_checkpoint is not None:
-        parts = split_sam_checkpoint(sam_checkpoint)
-        network.sam.prompt_encoder.load_state_dict(parts["prompt_encoder"])
-        network.sam.mask_decoder.load_state_dict(parts["mask_decoder"])
+        start_from_sam(network, sam_checkpoint)
     return network
-
-
-def _encoder(backbone: str, *, pretrained: bool, sam_checkpoint: Path | None) -> Encoder:
-    if backbone == "lite":
-        from rsgeoseg.backbones.lite import LiteEncoder  # noqa: PLC0415  (one backbone's imports, not all)
-
-        return LiteEncoder(pretrained=pretrained)
-    if backbone in BACKBONES:
-        from rsgeoseg.backbones.sam_vit import build_sam_vit  # noqa: PLC0415
-
-        size = cast("SamSize", backbone.removeprefix("sam-vit-"))
-        return build_sam_vit(size, checkpoint=sam_checkpoint)
-    msg = f"rsprompter-query does not build on {backbone!r}; choose from {', '.join(BACKBONES)}"
-    raise ModelError(msg)
 
 
 def config_to_dict(config: QueryConfig) -> dict[str, Any]:
@@ -107,8 +107,12 @@ def config_to_dict(config: QueryConfig) -> dict[str, Any]:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> QueryConfig:
-    """Read a config saved with the weights."""
-    return QueryConfig(**{**values, "classes": tuple(values["classes"])})
+    """Read a config saved with the weights.
+
+    Raises:
+        WeightsError: it is of another version.
+    """
+    return config_from_json(QueryConfig, values)
 
 
 def describe(network: RSPrompterQuery) -> dict[str, Any]:
@@ -116,12 +120,15 @@ def describe(network: RSPrompterQuery) -> dict[str, Any]:
     return {"model": NAME, "backbone": network.encoder.spec.name, "config": config_to_dict(network.config)}
 
 
-def segmenter(network: RSPrompterQuery, *, score_threshold: float = 0.5, **spec: Any) -> QuerySegmenter:
+def segmenter(
+    network: RSPrompterQuery, *, score_threshold: float = 0.5, lowest: float | None = None, **spec: Any
+) -> QuerySegmenter:
     """Wrap a network for the engine.
 
     Args:
         network: on its device.
-        score_threshold: objects below it need not be found.
+        score_threshold: objects below it are left off a map.
+        lowest: objects down to this score are found; None = ``score_threshold``.
         spec: further fields of ``ModelSpec``.
     """
     size = network.encoder.spec.image_size
@@ -133,32 +140,25 @@ def segmenter(network: RSPrompterQuery, *, score_threshold: float = 0.5, **spec:
         **{"chip_size": min(size, 1024), "overlap": 128, **spec},
     )
     device = next(network.parameters()).device
-    return QuerySegmenter(network, full, autocast=compute_dtype(device) is torch.bfloat16)
+    fast = network.config.numerics == "paper" and compute_dtype(device) is torch.bfloat16
+    return QuerySegmenter(network, full, lowest=lowest, autocast=fast)
 
 
 def load(weights: str | Path | None = None, device: str = "auto") -> QuerySegmenter:
     """Load the model for the registry; see ``registry.load_model``.
+
+    With weights of the authors ``segment`` gives all objects that their code gives; maps leave out those below
+    ``spec.score_threshold``.
 
     Raises:
         WeightsError: the weights are missing, damaged, or belong to another model.
         ModelError: the device is not there.
     """
     where = find_device(device)
-    card = find_card(NAME, None if weights is None else str(weights))
-    if card is None and weights is None:
-        msg = f"{NAME} has no bundled weights in this installation; give --weights PATH or install rsgeoseg again"
-        raise WeightsError(msg)
-    path = card.path if card is not None else Path(str(weights))
-    file = read_weights(path, sha256=card.sha256 if card is not None else None)
-    if file.description.get("model") != NAME:
-        other = file.description.get("model")
-        msg = f"{path}: holds {other!r}, not {NAME}; use --model {other}"
-        raise WeightsError(msg)
-    network = build(file.description["backbone"], config_from_dict(file.description["config"]), pretrained=False)
-    load_into(network, file, path)
-    about = {"weights_id": f"{card.id if card is not None else path.name}@{file.digest[:16]}"}
-    if card is not None:
-        about |= {"licence": card.licence, "overlap": card.overlap, "chip_size": card.chip_size}  # type: ignore[dict-item]
-        about |= {"gsd_range": card.gsd_range}  # type: ignore[dict-item]
-    threshold = card.score_threshold if card is not None else 0.5
-    return segmenter(network.to(where).eval(), score_threshold=threshold, **about)
+    opened = open_weights(NAME, weights)
+    description = opened.file.description
+    config = config_from_dict(description["config"])
+    network = build(description["backbone"], config, pretrained=False)
+    load_into(network, opened.file, opened.path)
+    lowest = 0.0 if config.numerics == "released" else None
+    return segmenter(network.to(where).eval(), score_threshold=opened.score_threshold, lowest=lowest, **opened.about)

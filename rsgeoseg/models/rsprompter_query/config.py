@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rsgeoseg.nn.enhancer import Numerics
+    from rsgeoseg.backbones.fitted import Resize
+    from rsgeoseg.nn.enhancer import Aggregate, Numerics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,15 @@ class QueryConfig:
     decoder_layers: int = 6
     """Layers of the transformer decoder (paper: 6)."""
     numerics: Numerics = "paper"
-    """Where paper and released code differ: aggregator order, sine rule, depth of the prompt head, decoder norm."""
+    """Where paper and released code differ: aggregator order, sine rule, depth of the prompt head, decoder norm.
+    "released" also computes in float32 on every device, as the authors' tests did."""
+    aggregate: Aggregate = "blocks"
+    """What the enhancer reads of a plain ViT; "embedding" is what the authors' configs with LoRA have."""
+    image_size: int = 1024
+    """Side of a SAM encoder's square, which its positions are for, pixels; 512 in the authors' configs with LoRA."""
+    resize: Resize = "none"
+    """What becomes of a chip: padded ("none"); or resized as the authors' pipeline did ("longest"), for weights that
+    were trained so, and then objects are chosen and masks go back as in their code."""
     decoder_mlp: int = 2048
     """Hidden width of SAM's two-way transformer."""
     centre_queries: bool = False
@@ -48,4 +57,7 @@ class QueryConfig:
         """Refuse combinations that cannot work."""
         if self.local_masks and not self.centre_queries:
             msg = "local_masks needs centre_queries: a learned query has no centre"
+            raise ValueError(msg)
+        if self.resize != "none" and self.centre_queries:
+            msg = "resize is for weights of the authors' code, whose queries are learned; leave out centre_queries"
             raise ValueError(msg)

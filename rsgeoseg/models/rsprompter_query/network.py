@@ -22,7 +22,7 @@ from rsgeoseg.backbones.sam_parts import SamPromptedDecoder
 from rsgeoseg.models.rsprompter_query.loss import LossConfig, query_losses
 from rsgeoseg.nn.centres import CentreHead, Centres, read_cells, strongest_peaks
 from rsgeoseg.nn.ellipses import ellipse_logits, ellipse_map
-from rsgeoseg.nn.enhancer import PlainEnhancer, PyramidEnhancer
+from rsgeoseg.nn.enhancer import EmbeddingEnhancer, PlainEnhancer, PyramidEnhancer
 from rsgeoseg.nn.masked_attention import MaskedDecoderLayer
 from rsgeoseg.nn.mlp import mlp
 from rsgeoseg.nn.norm import set_norm_eps
@@ -110,11 +110,13 @@ class RSPrompterQuery(nn.Module):
         self.config = config
         spec, width = encoder.spec, config.width
         channels = [level.channels for level in spec.hidden]
-        self.neck = (
-            PyramidEnhancer(channels, channels=width)
-            if spec.is_pyramid
-            else PlainEnhancer(channels, numerics=config.numerics)
-        )
+        self.neck: EmbeddingEnhancer | PyramidEnhancer | PlainEnhancer
+        if config.aggregate == "embedding":
+            self.neck = EmbeddingEnhancer(spec.embedding.channels)
+        elif spec.is_pyramid:
+            self.neck = PyramidEnhancer(channels, channels=width)
+        else:
+            self.neck = PlainEnhancer(channels, numerics=config.numerics)
         self.extent = spec.image_size
         self.pixel_decoder = PixelDecoder(
             self.neck.channels,
@@ -203,7 +205,8 @@ class RSPrompterQuery(nn.Module):
 
     def describe(self, features: Features, origin: tuple[float, float] = (0.0, 0.0)) -> Scene:
         """Enhance and decode the encoder's features (Eq. 3 and 6)."""
-        mask_feature, refined = self.pixel_decoder(self.neck(features.hidden), origin)
+        read = (features.embedding,) if self.config.aggregate == "embedding" else features.hidden
+        mask_feature, refined = self.pixel_decoder(self.neck(read), origin)
         memories = query_memories(refined[:3], self.level_embed.weight, extent=self.extent, origin=origin)
         stride = self.encoder.spec.embedding.stride
         grid_origin = (origin[0] / stride, origin[1] / stride)

@@ -3,7 +3,8 @@
 Inference of the released code (KyanChen/RSPrompter f4e73c3, ``RSMaskFormerFusionHead``): score = class probability
 times the mean mask probability over the mask's pixels; the best ``max_instances`` (query, class) pairs stay, no NMS.
 Two savings that leave the result unchanged: SAM's decoder runs on the last prediction set only, and only for queries
-whose class probability can still reach the score threshold, because the other factor is at most one.
+whose class probability can still reach the score threshold, because the other factor is at most one. Networks whose
+config resizes chips choose pairs and resize masks as the authors' code does (``released``).
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
+from rsgeoseg.backbones.fitted import Fit, fit_images
+from rsgeoseg.models.rsprompter_query.released import released_masks, released_pairs
 from rsgeoseg.nn.centres import strongest_peaks
-from rsgeoseg.nn.scored_masks import scored_masks
+from rsgeoseg.nn.scored_masks import LOWEST_SCORE, scored_masks, whole_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
 
     from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
-    from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery, Scene
+    from rsgeoseg.models.rsprompter_query.network import PredictionSet, Queries, RSPrompterQuery, Scene
 
 PROMPTS_AT_ONCE = 16
 """Prompts per call of SAM's decoder: more at once is slower on a CPU (caches), and no faster on a GPU per prompt."""
@@ -35,6 +42,7 @@ class QuerySegmenter:
     Args:
         network: the network, in evaluation mode on its device.
         spec: what it is; its ``score_threshold`` also bounds the work.
+        lowest: objects down to this score are found; None = ``spec.score_threshold``.
         max_instances: most objects per chip.
         max_queries: most centre queries per chip, for networks that find their queries.
         autocast: run in bfloat16 where it is fast.
@@ -45,12 +53,14 @@ class QuerySegmenter:
         network: RSPrompterQuery,
         spec: ModelSpec,
         *,
+        lowest: float | None = None,
         max_instances: int = 300,
         max_queries: int = 300,
         autocast: bool = False,
     ) -> None:
         self.network = network.eval()
         self.spec = spec
+        self.lowest = spec.score_threshold if lowest is None else lowest
         self.max_instances = max_instances
         self.max_queries = max_queries
         self.autocast = autocast
@@ -74,8 +84,11 @@ class QuerySegmenter:
         return segment_alike(chips, self._forward, device=self.device, autocast=self.autocast)
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
-        network = self.network
-        scene = network.look(images_of(chips, network.encoder.spec, self.device))
+        network, encoder = self.network, self.network.encoder.spec
+        fit = Fit.of(chips[0].valid.shape, encoder.image_size, network.config.resize)
+        if fit is not None:
+            return self._released(chips, fit)
+        scene = network.look(images_of(chips, encoder, self.device))
         queries = network.start(scene, self._most(scene))
         quiet = torch.zeros(queries.content.shape[:2], dtype=torch.bool, device=self.device)
         if queries.centres is not None:
@@ -85,25 +98,57 @@ class QuerySegmenter:
             queries = replace(queries, apart=quiet.unsqueeze(1) & ~itself)
         last = network.decode(scene, queries)[-1]
         probability = last.class_logits.softmax(-1)[..., :-1] * ~quiet.unsqueeze(-1)
-        image, query = torch.nonzero(probability.amax(-1) >= max(self.spec.score_threshold, 1e-6), as_tuple=True)
-        logits = []
-        for start in range(0, len(image), PROMPTS_AT_ONCE):
-            part = slice(start, start + PROMPTS_AT_ONCE)
-            coarse = network.coarse_logits(scene, last, queries.centres, image[part], query[part])
-            logits.append(network.fine_logits(scene, last, coarse, image[part], query[part]))
+        image, query = torch.nonzero(probability.amax(-1) >= max(self.lowest, LOWEST_SCORE), as_tuple=True)
+        logits = [part for parts in self._masks(scene, last, queries, image, query) for part in parts]
         results = []
         for index, chip in enumerate(chips):
             here = torch.nonzero(image == index).squeeze(1)
-            masks = [logits[int(i) // PROMPTS_AT_ONCE][int(i) % PROMPTS_AT_ONCE] for i in here]
             found = scored_masks(
-                masks,
+                [logits[i] for i in here.tolist()],
                 probability[index, query[here]],
                 chip.valid,
-                score_threshold=self.spec.score_threshold,
+                score_threshold=self.lowest,
                 most=self.max_instances,
             )
             results.append(found)
         return results
+
+    def _masks(
+        self, scene: Scene, last: PredictionSet, queries: Queries, image: Tensor, query: Tensor
+    ) -> Iterator[Tensor]:
+        """Mask logits (P, H/4, W/4) of chosen queries, some at a time, in order."""
+        for start in range(0, len(image), PROMPTS_AT_ONCE):
+            part = slice(start, start + PROMPTS_AT_ONCE)
+            coarse = self.network.coarse_logits(scene, last, queries.centres, image[part], query[part])
+            yield self.network.fine_logits(scene, last, coarse, image[part], query[part])
+
+    def _released(self, chips: list[Chip], fit: Fit) -> list[Instances]:
+        """Find the objects of chips of one size as the authors' code does."""
+        network = self.network
+        scene = network.look(fit_images(chips, network.encoder.spec, fit, self.device))
+        queries = network.start(scene)
+        last = network.decode(scene, queries)[-1]
+        return [
+            whole_masks(self._chosen(scene, last, queries, index, fit), chip.valid, score_threshold=self.lowest)
+            for index, chip in enumerate(chips)
+        ]
+
+    def _chosen(
+        self, scene: Scene, last: PredictionSet, queries: Queries, index: int, fit: Fit
+    ) -> Iterator[tuple[NDArray[np.bool_], float, int]]:
+        """Masks of one image's size, scores and labels; as many as there are queries, as in the authors' configs."""
+        query, label, probability = released_pairs(last.class_logits[index], self.network.config.num_queries)
+        hopeful = probability >= max(self.lowest, LOWEST_SCORE)
+        query, label, probability = query[hopeful], label[hopeful], probability[hopeful]
+        each, of_pair = torch.unique(query, return_inverse=True)
+        first = 0
+        for logits in self._masks(scene, last, queries, torch.full_like(each, index), each):
+            masks, qualities = released_masks(logits, fit)
+            here = ((of_pair >= first) & (of_pair < first + len(logits))).nonzero().squeeze(1)
+            for pair in here.tolist():
+                row = int(of_pair[pair]) - first
+                yield masks[row].cpu().numpy(), float(probability[pair] * qualities[row]), int(label[pair])
+            first += len(logits)
 
     def _most(self, scene: Scene) -> int | None:
         """Largest number of centre queries that a chip of the batch can use; None where queries are learned."""
