@@ -126,6 +126,8 @@ class ModelSpec:
     """Metres per pixel the weights were trained on, smallest and largest; None = any."""
     accepts: frozenset[PromptKind] = frozenset()
     """Kinds of prompt ``segment`` takes; empty = automatic."""
+    needs_prompts: bool = False
+    """Without prompts it finds nothing; a run over a scene refuses it."""
     source: str = ""
     """Paper and upstream code."""
     licence: str = ""

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from rsgeoseg import registry
 from rsgeoseg.engine.deliver import Delivery
@@ -216,7 +216,10 @@ def load_segmenter(job: RunJob) -> Segmenter:
 
     Raises:
         ModelError: the model is unknown, or its weights cannot be had.
+        UsageError: it answers prompts only; said before its weights are fetched.
     """
+    if registry.card(job.model).needs_prompts:
+        _refuse_prompted(job.model)
     before = os.environ.get(_OFFLINE)
     if job.offline:
         os.environ[_OFFLINE] = "1"
@@ -242,9 +245,11 @@ def pipeline_options(job: RunJob, segmenter: Segmenter) -> PipelineOptions:
     A segmenter may have an attribute ``batch_size``, the chips per call that suit its device; 1 otherwise.
 
     Raises:
-        UsageError: a class that the model does not know, or larger chips than it takes.
+        UsageError: a class that the model does not know, larger chips than it takes, or a model that needs prompts.
     """
     spec = segmenter.spec
+    if spec.needs_prompts:
+        _refuse_prompted(spec.name)
     chip_size = job.chip_size or spec.chip_size
     if chip_size > spec.chip_size:
         msg = f"chip-size {chip_size} is more than {spec.name} takes: give at most {spec.chip_size}, or leave it out"
@@ -258,6 +263,11 @@ def pipeline_options(job: RunJob, segmenter: Segmenter) -> PipelineOptions:
         nms=job.nms,
         on_chip_error=job.on_chip_error,
     )
+
+
+def _refuse_prompted(model: str) -> NoReturn:
+    msg = f"{model} answers prompts, and a run gives it none: prompt it from Python, or run another model"
+    raise UsageError(msg)
 
 
 def _warn_of_ground(scene: Scene, spec: ModelSpec) -> None:

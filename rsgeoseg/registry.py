@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
 from rsgeoseg.errors import ModelError
 from rsgeoseg.weights.cards import WeightsCard, bundled_cards
+from rsgeoseg.weights.published import PublishedCard, published_cards
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,32 +34,94 @@ class ModelCard:
     """Image encoders it builds on."""
     loader: str
     """``"module:function"`` taking (weights, device) and giving a Segmenter."""
+    needs_prompts: bool = False
+    """It answers prompts and finds nothing by itself."""
     weights: tuple[WeightsCard, ...] = ()
     """Weights that come with the package; the first is the default."""
+    published: tuple[PublishedCard, ...] = ()
+    """Public weights that it loads; fetched once, when they are first used."""
+
+
+_SAM = ("sam-vit-b", "sam-vit-l", "sam-vit-h")
+_SAM2 = ("sam2-hiera-t", "sam2-hiera-s", "sam2-hiera-b+", "sam2-hiera-l")
+_ALL = ("lite", *_SAM, *_SAM2)
+_RSPROMPTER = "Chen et al., RSPrompter, IEEE TGRS 2024"
+_SAM_PAPER = "Kirillov et al., Segment Anything, ICCV 2023"
+_SAM2_PAPER = "Ravi et al., SAM 2, ICLR 2025"
+
+
+def _built_in(
+    name: str, summary: str, paper: str, backbones: tuple[str, ...], *, needs_prompts: bool = False
+) -> ModelCard:
+    """Card of a model in the module of its name."""
+    loader = f"rsgeoseg.models.{name.replace('-', '_')}:load"
+    return ModelCard(
+        name=name, summary=summary, paper=paper, backbones=backbones, loader=loader, needs_prompts=needs_prompts
+    )
 
 
 _BUILT_IN = (
-    ModelCard(
-        name="rsprompter-query",
-        summary="finds objects of known classes; learned queries prompt SAM's mask decoder",
-        paper="Chen et al., RSPrompter, IEEE TGRS 2024",
-        backbones=("lite", "sam-vit-b", "sam-vit-l", "sam-vit-h"),
-        loader="rsgeoseg.models.rsprompter_query:load",
+    _built_in(
+        "rsprompter-query",
+        "objects of known classes: learned queries prompt SAM's mask decoder",
+        _RSPROMPTER,
+        _ALL,
     ),
+    _built_in(
+        "rsprompter-anchor",
+        "objects of known classes: boxes of a two-stage detector prompt SAM's mask decoder",
+        _RSPROMPTER,
+        _ALL,
+    ),
+    _built_in(
+        "sam-seg-maskrcnn",
+        "objects of known classes: Mask R-CNN on SAM's image encoder",
+        f"{_RSPROMPTER} (SAM-seg)",
+        _ALL,
+    ),
+    _built_in(
+        "sam-seg-mask2former",
+        "objects of known classes: Mask2Former on SAM's image encoder",
+        f"{_RSPROMPTER} (SAM-seg)",
+        _ALL,
+    ),
+    _built_in(
+        "sam-det",
+        "objects of known classes: the boxes of a Faster R-CNN, or of yours, prompt SAM",
+        f"{_RSPROMPTER} (SAM-det)",
+        _ALL,
+    ),
+    _built_in(
+        "sam-cls",
+        "objects of known classes: everything that SAM sees, named by a ResNet-18 or CLIP",
+        f"{_RSPROMPTER} (SAM-cls)",
+        _ALL,
+    ),
+    _built_in(
+        "sam-everything",
+        "every object, without classes: a grid of points prompts SAM or SAM 2",
+        f"{_SAM_PAPER}; {_SAM2_PAPER}",
+        _ALL,
+    ),
+    _built_in(
+        "sam-prompt",
+        "what your points, boxes and masks mean",
+        _SAM_PAPER,
+        ("lite", *_SAM),
+        needs_prompts=True,
+    ),
+    _built_in("sam2-prompt", "what your points, boxes and masks mean", _SAM2_PAPER, _SAM2, needs_prompts=True),
 )
 
 
 def list_models() -> list[ModelCard]:
     """Cards of every model: built in, and added by other packages through entry points."""
-    bundled = bundled_cards()
+    bundled, public = bundled_cards(), published_cards()
     cards = [
-        ModelCard(
-            name=card.name,
-            summary=card.summary,
-            paper=card.paper,
-            backbones=card.backbones,
-            loader=card.loader,
+        replace(
+            card,
             weights=tuple(w for w in bundled if w.model == card.name),
+            published=tuple(w for w in public if card.name in w.models),
         )
         for card in _BUILT_IN
     ]
@@ -90,7 +153,8 @@ def load_model(name: str, weights: str | Path | None = None, device: str = "auto
 
     Args:
         name: registry name.
-        weights: id or path; None = the bundled default.
+        weights: id of bundled or public weights, or path of a file of `rsgeoseg train`, `rsgeoseg weights convert` or
+            the authors; None = the bundled default, else the model's default public file.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
 
     Raises:

@@ -12,6 +12,7 @@ from rsgeoseg.weights import files
 from rsgeoseg.weights.cards import WeightsCard, bundled_cards
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+QUERY = next(card for card in bundled_cards() if card.id == "rsprompter-query-lite-nwpu")
 
 
 def test_every_bundled_file_is_the_one_on_its_card():
@@ -25,7 +26,7 @@ def test_every_bundled_file_is_the_one_on_its_card():
 
 
 def test_card_round_trip():
-    card = bundled_cards()[0]
+    card = QUERY
     assert WeightsCard.from_dict(card.to_dict()) == card
     with pytest.raises(ValueError, match="flavour"):
         WeightsCard.from_dict({**card.to_dict(), "flavour": "vanilla"})
@@ -33,7 +34,7 @@ def test_card_round_trip():
 
 def test_the_default_weights_are_bundled_and_named_in_the_spec():
     model = rsgeoseg.load_model("rsprompter-query", device="cpu")
-    card = bundled_cards()[0]
+    card = QUERY
     assert model.spec.weights_id == f"{card.id}@{card.sha256[:16]}"
     assert model.spec.classes == card.classes
     by_id = rsgeoseg.load_model("rsprompter_query", weights=card.id, device="cpu")  # underscores are accepted
@@ -41,13 +42,12 @@ def test_the_default_weights_are_bundled_and_named_in_the_spec():
 
 
 def test_a_damaged_bundled_file_is_refused(tmp_path, monkeypatch):
-    card = bundled_cards()[0]
+    card = QUERY
     data = bytearray(card.path.read_bytes())
     data[len(data) // 2] ^= 1  # one bit
     (tmp_path / card.file).write_bytes(data)
     monkeypatch.setattr("rsgeoseg.weights.cards.BUNDLED", tmp_path)
-    monkeypatch.setattr(files, "find_card", lambda *_: card)
-    monkeypatch.setattr("rsgeoseg.models.rsprompter_query.find_card", lambda *_: card)
+    monkeypatch.setattr("rsgeoseg.weights.opening.find_card", lambda *_: card)
     with pytest.raises(WeightsError, match="sha256"):
         rsgeoseg.load_model("rsprompter-query", device="cpu")
 
@@ -62,7 +62,7 @@ def test_unknown_names_list_the_known_ones():
 def test_list_models():
     card = next(c for c in rsgeoseg.list_models() if c.name == "rsprompter-query")
     assert card.weights[0].backbone == "lite"
-    assert set(card.backbones) == {"lite", "sam-vit-b", "sam-vit-l", "sam-vit-h"}
+    assert {"lite", "sam-vit-h", "sam2-hiera-l"} <= set(card.backbones)
 
 
 @pytest.mark.slow

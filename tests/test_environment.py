@@ -11,11 +11,12 @@ CONDA_NAMES = {"torch": "pytorch", "opencv-python-headless": "py-opencv"}
 def pyproject_requirements():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["train"], *extras["test"]]
-    found = {}
+    wanted, found = [*project["dependencies"], *extras["test"]], {}
     for text in wanted:
-        name, floor = re.fullmatch(r"([\w.\-]+(?:\[\w+\])?)(>=[\w.]+)?", text).groups()
-        if not name.startswith("rsgeoseg"):
+        name, own, floor = re.fullmatch(r"([\w.\-]+)(?:\[([\w,]+)\])?(>=[\w.]+)?", text).groups()
+        if name == "rsgeoseg":  # the package with extras of its own
+            wanted += [line for extra in own.split(",") for line in extras[extra]]
+        else:
             found[CONDA_NAMES.get(name, name)] = floor
     return found
 

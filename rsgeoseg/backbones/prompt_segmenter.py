@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from rsgeoseg.backbones.chips import images_of, refuse_prompts
+from rsgeoseg.backbones.chips import refuse_prompts
 from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.sam_fit import cut_masks
 from rsgeoseg.contract import Chip, Instances, ModelSpec, OutOfMemory, Prompts
 from rsgeoseg.errors import PromptError
-from rsgeoseg.nn.masks import CELL, cut_out, tight
+from rsgeoseg.nn.masks import CELL, tight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,7 +80,7 @@ class PromptSegmenter:
             OutOfMemory: the chip does not fit the device.
         """
         with self._running(chip.valid.shape):
-            return LookedAt(self.network.look(images_of([chip], self.network.encoder.spec, self.device)), chip.valid)
+            return LookedAt(self.network.see([chip]), chip.valid)
 
     def decode(self, embedding: LookedAt, prompts: Prompts) -> Instances:
         """Turn prompts, in pixels of the encoded chip, into objects of class 0.
@@ -102,7 +103,7 @@ class PromptSegmenter:
                 answers.append(self._ask_points(embedding.scene, prompts, mask))
             elif mask is not None and not len(prompts.boxes):
                 answers.append(self._ask(embedding.scene, masks=mask))
-            return _instances(answers, embedding.valid)
+            return _instances(answers, embedding)
 
     def _ask_points(self, scene: SamScene, prompts: Prompts, mask: Tensor | None) -> DecodedMasks:
         labels = torch.from_numpy(np.asarray(prompts.point_labels, np.int64)).to(self.device).unsqueeze(0)
@@ -127,10 +128,13 @@ class PromptSegmenter:
 
     def _low_resolution(self, mask: NDArray[np.float32], scene: SamScene) -> Tensor:
         """Logits (h, w) of the chip as the decoder takes them, (1, 1, H/4, W/4); padding is background."""
-        h, w = mask.shape
+        (h, w), given = mask.shape, self._tensor(mask)
         lowest = float(min(mask.min(), 0.0))
-        padded = F.pad(self._tensor(mask)[None, None], (0, scene.size[1] - w, 0, scene.size[0] - h), value=lowest)
-        return F.avg_pool2d(padded, CELL)
+        if scene.fit is not None:
+            padded = scene.fit.prompt_mask(given, lowest)
+        else:
+            padded = F.pad(given, (0, scene.size[1] - w, 0, scene.size[0] - h), value=lowest)
+        return F.avg_pool2d(padded[None, None], CELL)
 
     def _tensor(self, values: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(self.device)
@@ -167,12 +171,13 @@ def _check(prompts: Prompts, shape: tuple[int, ...]) -> None:
         raise PromptError(msg)
 
 
-def _instances(answers: Sequence[DecodedMasks], valid: NDArray[np.bool_]) -> Instances:
+def _instances(answers: Sequence[DecodedMasks], chip: LookedAt) -> Instances:
     """Masks (P, 1, H/4, W/4) of one chip to instances, those without a pixel left out."""
-    boxes, masks, scores = [], [], []
+    boxes, masks, scores, valid = [], [], [], chip.valid
+    height, width = valid.shape
     for answer in answers:
-        height, width = valid.shape
-        for cut, score in zip(cut_out(answer.logits[:, 0], (height, width)), answer.iou[:, 0].tolist(), strict=True):
+        cuts = cut_masks(answer.logits[:, 0], (height, width), chip.scene.fit)
+        for cut, score in zip(cuts, answer.iou[:, 0].tolist(), strict=True):
             if cut is None:
                 continue
             (x, y), (h, w) = cut.corner, cut.logits.shape
@@ -208,6 +213,7 @@ def prompt_segmenter(
         score_threshold=score_threshold,
         source=source,
         accepts=frozenset({"points", "boxes", "mask"}),
+        needs_prompts=True,
         **{"chip_size": min(network.encoder.spec.image_size, 1024), "overlap": 128, **spec},
     )
     return PromptSegmenter(network, full)

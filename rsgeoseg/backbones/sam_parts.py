@@ -256,10 +256,10 @@ class SamPromptedDecoder(nn.Module):
 
     def _upscale(self, attended: Attended) -> Tensor:
         up1, norm1, act1, up2, act2 = self.mask_decoder.output_upscaling
-        x = _conv(up1, attended.image)
+        x = _double(up1, attended.image)
         if attended.skips is not None:  # order of SAM 2's mask decoder: add, then norm and activation
             x = x + _of_prompts(_like(attended.skips[1], x), attended.image_index)
-        x = _conv(up2, act1(_norm2d(norm1, x)))
+        x = _double(up2, act1(_norm2d(norm1, x)))
         if attended.skips is not None:
             x = x + _of_prompts(_like(attended.skips[0], x), attended.image_index)
         upscaled: Tensor = act2(x)
@@ -284,9 +284,23 @@ def _like(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _conv(layer: Any, x: Tensor) -> Tensor:
-    """A convolution or transposed convolution with its parameters in the number format of ``x``."""
-    run = F.conv_transpose2d if isinstance(layer, nn.ConvTranspose2d) else F.conv2d
-    return run(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype), stride=layer.stride)
+    """A convolution with its parameters in the number format of ``x``."""
+    return F.conv2d(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype), stride=layer.stride)
+
+
+def _double(layer: Any, x: Tensor) -> Tensor:
+    """A 2 x 2 transposed convolution of stride 2, where every cell becomes four: with gradients, as a matrix product.
+
+    The product needs a copy that the convolution does without, but its gradients take half to a third of the time.
+    """
+    if not x.requires_grad:
+        return F.conv_transpose2d(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype), stride=layer.stride)
+    b, _, h, w = x.shape
+    weight = layer.weight.to(x.dtype).permute(2, 3, 1, 0).flatten(0, 2)  # (4 C', C)
+    cells = F.linear(x.permute(0, 2, 3, 1), weight, layer.bias.to(x.dtype).repeat(4))
+    shape = (2 * h, 2 * w, layer.out_channels)
+    doubled = cells.view(b, h, w, 2, 2, shape[2]).transpose(2, 3).reshape(b, *shape)
+    return doubled.permute(0, 3, 1, 2)  # channels last
 
 
 def _mlp(mlp: Any, x: Tensor) -> Tensor:

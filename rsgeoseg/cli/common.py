@@ -12,6 +12,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from rsgeoseg.weights.cards import WeightsCard
+    from rsgeoseg.weights.published import PublishedCard
+
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; an error shows where it arose.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
@@ -60,6 +63,17 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     for line in [list(header), *cells]:
         parts = [f"{cell:>{w}}" if r else f"{cell:<{w}}" for cell, w, r in zip(line, widths, right, strict=True)]
         print("  ".join(parts).rstrip())
+
+
+def weights_state(card: WeightsCard | PublishedCard) -> str:
+    """Tell whether weights are ``bundled``, ``cached``, ``partial`` (a broken download) or ``to fetch``."""
+    from rsgeoseg.weights import cache
+    from rsgeoseg.weights.published import PublishedCard
+
+    if not isinstance(card, PublishedCard):
+        return "bundled"
+    state = cache.state(card)
+    return "to fetch" if state is cache.CacheState.absent else state.value
 
 
 def _is_number(text: str) -> bool:

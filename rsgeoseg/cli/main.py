@@ -16,7 +16,7 @@ import rsgeoseg
 from rsgeoseg.cli import common
 from rsgeoseg.errors import RsGeoSegError
 
-_COMMANDS = ("run", "info", "models", "train", "evaluate", "preview", "doctor")
+_COMMANDS = ("run", "info", "models", "weights", "train", "evaluate", "preview", "doctor")
 _CANCELLED = 130
 _UNEXPECTED = 1
 _ClickError = typer.BadParameter.__mro__[2]  # click's base class, which typer bundles but does not export
@@ -38,7 +38,11 @@ def build_app() -> typer.Typer:
     app.callback()(_root)
     for name in _COMMANDS:
         module = import_module(f"rsgeoseg.cli.{name}")
-        app.command(name)(getattr(module, name))
+        group = getattr(module, f"{name}_app", None)
+        if group is None:
+            app.command(name)(getattr(module, name))
+        else:  # a command with commands of its own
+            app.add_typer(group, name=name)
     return app
 
 

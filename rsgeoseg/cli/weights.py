@@ -99,7 +99,8 @@ def verify(
         msg = "--sha256 is the digest of one file: give one PATH"
         raise UsageError(msg)
     wrong = []
-    for target in targets or [name for name, card in _cards().items() if _state(card) in ("bundled", "cached")]:
+    here = [name for name, card in _cards().items() if common.weights_state(card) in ("bundled", "cached")]
+    for target in targets or here:
         try:
             line = f"ok    {target}  {_verify(target, sha256)}"
         except WeightsError as error:
@@ -176,16 +177,6 @@ def _serving(model: str) -> list[PublishedCard]:
     return found
 
 
-def _state(card: WeightsCard | PublishedCard) -> str:
-    from rsgeoseg.weights import cache
-    from rsgeoseg.weights.published import PublishedCard
-
-    if not isinstance(card, PublishedCard):
-        return "bundled"
-    state = cache.state(card)
-    return "to fetch" if state is cache.CacheState.absent else state.value
-
-
 def _path(card: WeightsCard | PublishedCard) -> Path:
     from rsgeoseg.weights import cache
     from rsgeoseg.weights.published import PublishedCard
@@ -197,7 +188,7 @@ def _to_dict(card: WeightsCard | PublishedCard) -> dict[str, Any]:
     """Return the JSON form: bundled and public cards with the same leading fields."""
     values = card.to_dict()
     models = values.pop("models", None) or [values.pop("model")]
-    return {"id": card.id, "models": models, **values, "state": _state(card), "path": str(_path(card))}
+    return {"id": card.id, "models": models, **values, "state": common.weights_state(card), "path": str(_path(card))}
 
 
 def _row(card: dict[str, Any]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,10 +22,9 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W)."""
-        centred = x - x.mean(1, keepdim=True)
-        scaled = centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + self.eps)
-        return scaled * self.weight[:, None, None] + self.bias[:, None, None]
+        """Normalise (B, C, H, W); the result lies channels last."""
+        rows = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return rows.permute(0, 3, 1, 2)
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:

@@ -19,24 +19,44 @@ from rsgeoseg.backbones.packed import compute_dtype
 from rsgeoseg.datasets.coco import CocoInstances
 from rsgeoseg.errors import ModelError, UsageError
 from rsgeoseg.evaluate.coco import coco_metrics, instances_to_coco
-from rsgeoseg.models import rsprompter_query
+from rsgeoseg.models import (
+    rsprompter_anchor,
+    rsprompter_query,
+    sam_cls,
+    sam_det,
+    sam_seg_mask2former,
+    sam_seg_maskrcnn,
+)
 from rsgeoseg.nn.device import find_device
 from rsgeoseg.train.augment import AugmentConfig
 from rsgeoseg.train.module import OptimConfig, TrainingModule, collate
 from rsgeoseg.train.samples import CropStream
+from rsgeoseg.train.start import start_from
 from rsgeoseg.train.validate import segment_images
 from rsgeoseg.weights.files import write_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from types import ModuleType
+
+    from torch import nn
 
     from rsgeoseg.contract import Segmenter
     from rsgeoseg.evaluate.coco import CocoResult
-    from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
 
 logger = logging.getLogger(__name__)
 
-TRAINABLE = {rsprompter_query.NAME: rsprompter_query}
+TRAINABLE: dict[str, ModuleType] = {
+    module.NAME: module
+    for module in (
+        rsprompter_query,
+        rsprompter_anchor,
+        sam_seg_maskrcnn,
+        sam_seg_mask2former,
+        sam_det,
+        sam_cls,
+    )
+}
 """Models that can be trained: each module gives ``default_config``, ``build``, ``segmenter`` and ``describe``."""
 VALIDATION_THRESHOLD = 0.05
 """Objects with a lower score are left out of the AP while training."""
@@ -56,6 +76,10 @@ class TrainConfig:
     """Image encoder."""
     sam_checkpoint: str | None = None
     """Official SAM file, for SAM backbones."""
+    start: str | None = None
+    """Weights (id or path) to start from: whatever fits by name and shape, also of another model on this backbone."""
+    freeze_encoder: bool = False
+    """Train the heads alone (SAM encoders are always frozen, as in the paper)."""
     steps: int = 4000
     """Optimiser steps."""
     batch_size: int = 4
@@ -129,6 +153,11 @@ def train(
         package.default_config(config.backbone, data.classes),
         sam_checkpoint=None if config.sam_checkpoint is None else Path(config.sam_checkpoint),
     )
+    if config.start is not None:
+        begun = start_from(network, config.start)
+        logger.info("%s: %d tensors taken, %d start afresh", config.start, len(begun.taken), len(begun.fresh))
+    if config.freeze_encoder:
+        network.encoder.requires_grad_(requires_grad=False)
     module = _Stream(network, config, kept)
     validation = _Validation(held, config, on_validation)
     trainer = lightning.Trainer(
@@ -180,7 +209,7 @@ def _prepare(config: TrainConfig, output: Path, *, resume: bool) -> Path | None:
 class _Stream(TrainingModule):
     """A training module that brings its own crops: an epoch is ``interval`` steps."""
 
-    def __init__(self, network: RSPrompterQuery, config: TrainConfig, data: CocoInstances) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, data: CocoInstances) -> None:
         super().__init__(network, OptimConfig(lr=config.lr), steps=config.steps, seed=config.seed)
         self.run = config
         self.data = data

@@ -101,6 +101,13 @@ class TrainingModule(lightning.LightningModule):
         decay = min(self.optim.average, (1 + int(count)) / (10 + int(count)))
         return average.lerp(current, 1 - decay)
 
+    def on_train_epoch_start(self) -> None:
+        """Let the network choose its modes: batch norms and frozen encoders stay as in evaluation.
+
+        Lightning takes the modes as it finds them, and a module that was just built is in training mode throughout.
+        """
+        self.network.train()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step."""
         del batch, batch_idx
