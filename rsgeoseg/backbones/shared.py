@@ -1,27 +1,26 @@
 """Frozen encoders, one per process and device, whatever number of models use them.
 
 An encoder is nine tenths of a SAM model. Two models on the same frozen file, or on two files that hold the same
-encoder, get one object; it lives as long as one of them does.
+encoder, get one object where they read the same of its maps; it lives as long as one of them does.
 """
 
 from __future__ import annotations
 
 import hashlib
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
 
-from rsgeoseg.backbones.build import build_encoder
-from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.prepared import PreparedEncoder
 from rsgeoseg.weights.files import load_into
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from rsgeoseg.backbones.features import Encoder
     from rsgeoseg.weights.files import WeightsFile
@@ -30,39 +29,41 @@ _encoders: WeakValueDictionary[tuple[object, ...], Encoder] = WeakValueDictionar
 _lock = Lock()
 
 
-def shared_encoder(
-    backbone: str,
-    file: WeightsFile,
-    path: Path,
-    device: torch.device,
-    *,
-    image_size: int = 1024,
-    layers: tuple[int, ...] = (),
-) -> Encoder:
-    """Give the process's one frozen encoder with these weights, built on first use.
+N = TypeVar("N", bound="nn.Module")
 
-    Who gets it must neither train nor move it.
+
+def load_network(network: N, file: WeightsFile, path: Path, device: torch.device) -> N:
+    """Load weights into a network that was just built, and make it ready to be asked.
+
+    A frozen SAM or SAM 2 encoder is the process's only one with these weights on this device: do not train or move it.
 
     Args:
-        backbone: a SAM or SAM 2 backbone.
-        file: its tensors, named without ``encoder.``.
+        network: with its image encoder as ``encoder``; changed in place.
+        file: its tensors.
         path: where they were read, for messages.
         device: where it is to be.
-        image_size: input side, pixels.
-        layers: ViT blocks whose outputs are ``Features.hidden``.
+
+    Returns:
+        The network, in evaluation mode.
 
     Raises:
         WeightsError: tensors are missing, unknown, or of another shape.
     """
-    key = (backbone, _digest(file.tensors), str(device), compute_dtype(device), image_size, layers)
+    load_into(network, file, path)
+    network.to(device).eval()
+    encoder: Any = network.encoder
+    if isinstance(encoder, PreparedEncoder) and not any(p.requires_grad for p in encoder.parameters()):
+        network.encoder = _shared(encoder)
+    return network
+
+
+def _shared(encoder: PreparedEncoder[object]) -> Encoder:
+    """Give the process's encoder that is equal to this one: itself where it is the first."""
+    where = next(encoder.parameters()).device
+    layers = getattr(encoder, "layers", ())
+    key = (encoder.spec, layers, encoder.precision, str(where), _digest(encoder.state_dict()))
     with _lock:
-        encoder = _encoders.get(key)
-        if encoder is None:
-            encoder = build_encoder(backbone, pretrained=False, image_size=image_size, layers=layers)
-            load_into(encoder, file, path)
-            encoder = encoder.requires_grad_(requires_grad=False).to(device).eval()
-            _encoders[key] = encoder
-        return encoder
+        return _encoders.setdefault(key, encoder)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -28,7 +28,7 @@ class LayerNorm2d(nn.Module):
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:
-    """Give every layer norm inside a module another epsilon: Hugging Face's SAM has 1e-6 where the original has 1e-5."""
+    """Give every layer norm in a module another epsilon: Hugging Face's SAM has 1e-6 where the original has 1e-5."""
     for part in module.modules():
         if isinstance(part, nn.LayerNorm):
             part.eps = eps

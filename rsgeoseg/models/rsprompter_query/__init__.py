@@ -9,13 +9,14 @@ import torch
 
 from rsgeoseg.backbones.build import BACKBONES, SAM2_BACKBONES, SAM_BACKBONES, build_encoder, start_from_sam
 from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.shared import load_network
 from rsgeoseg.contract import ModelSpec
 from rsgeoseg.models.rsprompter_query.config import QueryConfig
 from rsgeoseg.models.rsprompter_query.loss import LossConfig
 from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
 from rsgeoseg.models.rsprompter_query.segmenter import QuerySegmenter
 from rsgeoseg.nn.device import find_device
-from rsgeoseg.weights.files import config_from_json, load_into
+from rsgeoseg.weights.files import config_from_json
 from rsgeoseg.weights.opening import open_weights
 
 if TYPE_CHECKING:
@@ -159,6 +160,6 @@ def load(weights: str | Path | None = None, device: str = "auto") -> QuerySegmen
     description = opened.file.description
     config = config_from_dict(description["config"])
     network = build(description["backbone"], config, pretrained=False)
-    load_into(network, opened.file, opened.path)
+    load_network(network, opened.file, opened.path, where)
     lowest = 0.0 if config.numerics == "released" else None
-    return segmenter(network.to(where).eval(), score_threshold=opened.score_threshold, lowest=lowest, **opened.about)
+    return segmenter(network, score_threshold=opened.score_threshold, lowest=lowest, **opened.about)

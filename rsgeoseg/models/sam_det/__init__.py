@@ -10,12 +10,13 @@ import torch
 from rsgeoseg.backbones.build import BACKBONES, build_encoder, start_from_sam
 from rsgeoseg.backbones.packed import compute_dtype
 from rsgeoseg.backbones.resnet import ResNetEncoder
+from rsgeoseg.backbones.shared import load_network
 from rsgeoseg.contract import ModelSpec
 from rsgeoseg.models.sam_det.config import DetConfig
 from rsgeoseg.models.sam_det.network import SamDet
 from rsgeoseg.models.sam_det.segmenter import DetSegmenter
 from rsgeoseg.nn.device import find_device
-from rsgeoseg.weights.files import config_from_json, load_into
+from rsgeoseg.weights.files import config_from_json
 from rsgeoseg.weights.opening import open_weights
 
 if TYPE_CHECKING:
@@ -110,5 +111,5 @@ def load(weights: str | Path | None = None, device: str = "auto") -> DetSegmente
     opened = open_weights(NAME, weights)
     config = config_from_json(DetConfig, opened.file.description["config"])
     network = build(opened.file.description["backbone"], config, pretrained=False)
-    load_into(network, opened.file, opened.path)
-    return segmenter(network.to(where).eval(), score_threshold=opened.score_threshold, **opened.about)
+    load_network(network, opened.file, opened.path, where)
+    return segmenter(network, score_threshold=opened.score_threshold, **opened.about)
