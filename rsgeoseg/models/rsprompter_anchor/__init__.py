@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rsgeoseg.backbones.build import BACKBONES, SAM2_BACKBONES, SAM_BACKBONES, build_encoder, start_from_sam
-from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.network_segmenter import network_spec
 from rsgeoseg.backbones.shared import load_network
-from rsgeoseg.contract import ModelSpec
 from rsgeoseg.models.rsprompter_anchor.config import AnchorConfig, LossConfig
 from rsgeoseg.models.rsprompter_anchor.network import RSPrompterAnchor
 from rsgeoseg.models.rsprompter_anchor.segmenter import LOWEST_SCORE, AnchorSegmenter
@@ -112,17 +109,16 @@ def segmenter(
         lowest: objects down to this score are found; None = ``score_threshold``.
         spec: further fields of ``ModelSpec``.
     """
-    size = network.encoder.spec.image_size
-    full = ModelSpec(
+    full = network_spec(
+        network.encoder.spec,
         name=NAME,
         classes=network.config.classes,
         score_threshold=score_threshold,
         source=SOURCE,
-        **{"chip_size": min(size, 1024), "overlap": 128, **spec},
+        **spec,
     )
-    device = next(network.parameters()).device
-    fast = network.config.numerics == "paper" and compute_dtype(device) is torch.bfloat16
-    return AnchorSegmenter(network, full, lowest=lowest, autocast=fast)
+    autocast = False if network.config.numerics == "released" else None
+    return AnchorSegmenter(network, full, lowest=lowest, autocast=autocast)
 
 
 def load(weights: str | Path | None = None, device: str = "auto") -> AnchorSegmenter:

@@ -7,27 +7,27 @@ chips, masks go back to them as in the authors' code (``released``).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
+from rsgeoseg.backbones.chips import images_of
 from rsgeoseg.backbones.fitted import Fit, fit_images
-from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
+from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
+from rsgeoseg.contract import Chip, Instances
 from rsgeoseg.models.rsprompter_anchor.released import released_masks
 from rsgeoseg.nn.box_head import Detections, detect
 from rsgeoseg.nn.masks import crop_mask
 from rsgeoseg.nn.scored_masks import whole_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rsgeoseg.models.rsprompter_anchor.network import RSPrompterAnchor, Scene
+    from rsgeoseg.models.rsprompter_anchor.network import Scene
 
 BOXES_AT_ONCE = 16
 """Boxes per call of SAM's decoder: more at once is slower on a CPU (caches), and no faster on a GPU per box."""
@@ -35,48 +35,8 @@ LOWEST_SCORE = 0.05
 """Lowest class probability of a detection (released ``test_cfg``)."""
 
 
-class AnchorSegmenter:
-    """RSPrompter-anchor as the engine calls it.
-
-    Args:
-        network: the network, in evaluation mode on its device.
-        spec: what it is; its ``score_threshold`` also bounds the work.
-        lowest: objects down to this score are found; None = ``spec.score_threshold``.
-        max_instances: most objects per chip.
-        autocast: run in bfloat16 where it is fast.
-    """
-
-    def __init__(
-        self,
-        network: RSPrompterAnchor,
-        spec: ModelSpec,
-        *,
-        lowest: float | None = None,
-        max_instances: int = 100,
-        autocast: bool = False,
-    ) -> None:
-        self.network = network.eval()
-        self.spec = spec
-        self.lowest = spec.score_threshold if lowest is None else lowest
-        self.max_instances = max_instances
-        self.autocast = autocast
-        self.device = next(network.parameters()).device
-        self.batch_size = 8 if self.device.type == "cuda" else 1
-        """Chips at once that the engine starts with: on a CPU more would only take memory."""
-
-    def at_threshold(self, score_threshold: float) -> AnchorSegmenter:
-        """Give the same model with another score threshold; objects below it need not be found."""
-        return AnchorSegmenter(
-            self.network,
-            replace(self.spec, score_threshold=score_threshold),
-            max_instances=self.max_instances,
-            autocast=self.autocast,
-        )
-
-    def segment(self, chips: Sequence[Chip], prompts: Sequence[Prompts | None] | None = None) -> list[Instances]:
-        """Find the objects of each chip; see ``contract.Segmenter.segment``."""
-        refuse_prompts(self.spec, prompts)
-        return segment_alike(chips, self._forward, device=self.device, autocast=self.autocast)
+class AnchorSegmenter(NetworkSegmenter["RSPrompterAnchor"]):
+    """RSPrompter-anchor as the engine calls it."""
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
         network, encoder = self.network, self.network.encoder.spec

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rsgeoseg.backbones.build import BACKBONES, SAM2_BACKBONES, SAM_BACKBONES, build_encoder, start_from_sam
-from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.network_segmenter import network_spec
 from rsgeoseg.backbones.shared import load_network
-from rsgeoseg.contract import ModelSpec
 from rsgeoseg.models.rsprompter_query.config import QueryConfig
 from rsgeoseg.models.rsprompter_query.loss import LossConfig
 from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
@@ -132,17 +129,16 @@ def segmenter(
         lowest: objects down to this score are found; None = ``score_threshold``.
         spec: further fields of ``ModelSpec``.
     """
-    size = network.encoder.spec.image_size
-    full = ModelSpec(
+    full = network_spec(
+        network.encoder.spec,
         name=NAME,
         classes=network.config.classes,
         score_threshold=score_threshold,
         source=SOURCE,
-        **{"chip_size": min(size, 1024), "overlap": 128, **spec},
+        **spec,
     )
-    device = next(network.parameters()).device
-    fast = network.config.numerics == "paper" and compute_dtype(device) is torch.bfloat16
-    return QuerySegmenter(network, full, lowest=lowest, autocast=fast)
+    autocast = False if network.config.numerics == "released" else None
+    return QuerySegmenter(network, full, lowest=lowest, max_instances=300, autocast=autocast)
 
 
 def load(weights: str | Path | None = None, device: str = "auto") -> QuerySegmenter:

@@ -14,74 +14,33 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
+from rsgeoseg.backbones.chips import images_of
 from rsgeoseg.backbones.fitted import Fit, fit_images
+from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
 from rsgeoseg.models.rsprompter_query.released import released_masks, released_pairs
 from rsgeoseg.nn.centres import strongest_peaks
 from rsgeoseg.nn.scored_masks import LOWEST_SCORE, scored_masks, whole_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
-    from rsgeoseg.models.rsprompter_query.network import PredictionSet, Queries, RSPrompterQuery, Scene
+    from rsgeoseg.contract import Chip, Instances
+    from rsgeoseg.models.rsprompter_query.network import PredictionSet, Queries, Scene
 
 PROMPTS_AT_ONCE = 16
 """Prompts per call of SAM's decoder: more at once is slower on a CPU (caches), and no faster on a GPU per prompt."""
 QUIET_CENTRE = 0.02
 """A centre with a lower class probability starts no query."""
+MOST_QUERIES = 300
+"""Most centre queries per chip, for networks that find their queries."""
 
 
-class QuerySegmenter:
-    """RSPrompter-query as the engine calls it.
-
-    Args:
-        network: the network, in evaluation mode on its device.
-        spec: what it is; its ``score_threshold`` also bounds the work.
-        lowest: objects down to this score are found; None = ``spec.score_threshold``.
-        max_instances: most objects per chip.
-        max_queries: most centre queries per chip, for networks that find their queries.
-        autocast: run in bfloat16 where it is fast.
-    """
-
-    def __init__(
-        self,
-        network: RSPrompterQuery,
-        spec: ModelSpec,
-        *,
-        lowest: float | None = None,
-        max_instances: int = 300,
-        max_queries: int = 300,
-        autocast: bool = False,
-    ) -> None:
-        self.network = network.eval()
-        self.spec = spec
-        self.lowest = spec.score_threshold if lowest is None else lowest
-        self.max_instances = max_instances
-        self.max_queries = max_queries
-        self.autocast = autocast
-        self.device = next(network.parameters()).device
-        self.batch_size = 8 if self.device.type == "cuda" else 1
-        """Chips at once that the engine starts with: on a CPU more would only take memory."""
-
-    def at_threshold(self, score_threshold: float) -> QuerySegmenter:
-        """Give the same model with another score threshold; objects below it need not be found."""
-        return QuerySegmenter(
-            self.network,
-            replace(self.spec, score_threshold=score_threshold),
-            max_instances=self.max_instances,
-            max_queries=self.max_queries,
-            autocast=self.autocast,
-        )
-
-    def segment(self, chips: Sequence[Chip], prompts: Sequence[Prompts | None] | None = None) -> list[Instances]:
-        """Find the objects of each chip; see ``contract.Segmenter.segment``."""
-        refuse_prompts(self.spec, prompts)
-        return segment_alike(chips, self._forward, device=self.device, autocast=self.autocast)
+class QuerySegmenter(NetworkSegmenter["RSPrompterQuery"]):
+    """RSPrompter-query as the engine calls it."""
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
         network, encoder = self.network, self.network.encoder.spec
@@ -154,5 +113,5 @@ class QuerySegmenter:
         """Largest number of centre queries that a chip of the batch can use; None where queries are learned."""
         if not scene.centre_logits:
             return None
-        *_, scores = strongest_peaks(scene.centre_logits, self.max_queries)
+        *_, scores = strongest_peaks(scene.centre_logits, MOST_QUERIES)
         return max(int((scores.sigmoid() >= QUIET_CENTRE).sum(1).max()), 1)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rsgeoseg.backbones.build import BACKBONES, build_encoder, start_from_sam
-from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.network_segmenter import network_spec
 from rsgeoseg.backbones.shared import load_network
-from rsgeoseg.contract import ModelSpec
 from rsgeoseg.models.sam_seg_mask2former.config import Mask2FormerConfig
 from rsgeoseg.models.sam_seg_mask2former.network import SamSegMask2Former
 from rsgeoseg.models.sam_seg_mask2former.segmenter import Mask2FormerSegmenter
@@ -73,15 +70,15 @@ def segmenter(network: SamSegMask2Former, *, score_threshold: float = 0.5, **spe
         score_threshold: objects below it need not be found.
         spec: further fields of ``ModelSpec``.
     """
-    full = ModelSpec(
+    full = network_spec(
+        network.encoder.spec,
         name=NAME,
         classes=network.config.classes,
         score_threshold=score_threshold,
         source=SOURCE,
-        **{"chip_size": min(network.encoder.spec.image_size, 1024), "overlap": 128, **spec},
+        **spec,
     )
-    device = next(network.parameters()).device
-    return Mask2FormerSegmenter(network, full, autocast=compute_dtype(device) is torch.bfloat16)
+    return Mask2FormerSegmenter(network, full)
 
 
 def load(weights: str | Path | None = None, device: str = "auto") -> Mask2FormerSegmenter:

@@ -7,54 +7,23 @@ are drawn only for queries whose class probability can still reach the score thr
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
+from rsgeoseg.backbones.chips import images_of
+from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
 from rsgeoseg.nn.scored_masks import LOWEST_SCORE, scored_masks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
-    from rsgeoseg.models.sam_seg_mask2former.network import SamSegMask2Former
+    from rsgeoseg.contract import Chip, Instances
 
 
-class Mask2FormerSegmenter:
-    """SAM-seg (Mask2Former) as the engine calls it.
-
-    Args:
-        network: the network, in evaluation mode on its device.
-        spec: what it is; its ``score_threshold`` also bounds the work.
-        max_instances: most objects per chip.
-        autocast: run in bfloat16 where it is fast.
-    """
-
-    def __init__(
-        self, network: SamSegMask2Former, spec: ModelSpec, *, max_instances: int = 100, autocast: bool = False
-    ) -> None:
-        self.network = network.eval()
-        self.spec = spec
-        self.max_instances = max_instances
-        self.autocast = autocast
-        self.device = next(network.parameters()).device
-        self.batch_size = 8 if self.device.type == "cuda" else 1
-        """Chips at once that the engine starts with: on a CPU more would only take memory."""
-
-    def at_threshold(self, score_threshold: float) -> Mask2FormerSegmenter:
-        """Give the same model with another score threshold; objects below it need not be found."""
-        spec = replace(self.spec, score_threshold=score_threshold)
-        return Mask2FormerSegmenter(self.network, spec, max_instances=self.max_instances, autocast=self.autocast)
-
-    def segment(self, chips: Sequence[Chip], prompts: Sequence[Prompts | None] | None = None) -> list[Instances]:
-        """Find the objects of each chip; see ``contract.Segmenter.segment``."""
-        refuse_prompts(self.spec, prompts)
-        return segment_alike(chips, self._forward, device=self.device, autocast=self.autocast)
+class Mask2FormerSegmenter(NetworkSegmenter["SamSegMask2Former"]):
+    """SAM-seg (Mask2Former) as the engine calls it."""
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
-        network, threshold = self.network, self.spec.score_threshold
+        network, threshold = self.network, self.lowest
         scene = network.look(images_of(chips, network.encoder.spec, self.device))
         last = network.decode(scene)[-1]
         probability = last.class_logits.softmax(-1)[..., :-1]

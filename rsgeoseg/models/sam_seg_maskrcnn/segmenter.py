@@ -7,64 +7,33 @@ NMS, which leaves the result as it is: a box is only ever removed by one that sc
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
-from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
+from rsgeoseg.backbones.chips import images_of
+from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
+from rsgeoseg.contract import Chip, Instances
 from rsgeoseg.nn.mask_head import paste_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from rsgeoseg.models.sam_seg_maskrcnn.network import SamSegMaskRcnn
     from rsgeoseg.nn.box_head import Detections
 
 LOWEST_SCORE = 0.05
 """Lowest class probability of a detection (released ``test_cfg``)."""
 
 
-class MaskRcnnSegmenter:
-    """SAM-seg (Mask R-CNN) as the engine calls it.
-
-    Args:
-        network: the network, in evaluation mode on its device.
-        spec: what it is; its ``score_threshold`` also bounds the work.
-        max_instances: most objects per chip.
-        autocast: run in bfloat16 where it is fast.
-    """
-
-    def __init__(
-        self, network: SamSegMaskRcnn, spec: ModelSpec, *, max_instances: int = 100, autocast: bool = False
-    ) -> None:
-        self.network = network.eval()
-        self.spec = spec
-        self.max_instances = max_instances
-        self.autocast = autocast
-        self.device = next(network.parameters()).device
-        self.batch_size = 8 if self.device.type == "cuda" else 1
-        """Chips at once that the engine starts with: on a CPU more would only take memory."""
-
-    def at_threshold(self, score_threshold: float) -> MaskRcnnSegmenter:
-        """Give the same model with another score threshold; objects below it need not be found."""
-        spec = replace(self.spec, score_threshold=score_threshold)
-        return MaskRcnnSegmenter(self.network, spec, max_instances=self.max_instances, autocast=self.autocast)
-
-    def segment(self, chips: Sequence[Chip], prompts: Sequence[Prompts | None] | None = None) -> list[Instances]:
-        """Find the objects of each chip; see ``contract.Segmenter.segment``."""
-        refuse_prompts(self.spec, prompts)
-        return segment_alike(chips, self._forward, device=self.device, autocast=self.autocast)
+class MaskRcnnSegmenter(NetworkSegmenter["SamSegMaskRcnn"]):
+    """SAM-seg (Mask R-CNN) as the engine calls it."""
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
         network = self.network
         scene = network.look(images_of(chips, network.encoder.spec, self.device))
-        lowest = max(self.spec.score_threshold, LOWEST_SCORE)
+        lowest = max(self.lowest, LOWEST_SCORE)
         found = network.detect(scene, score_threshold=lowest, most=self.max_instances)
         logits = network.masks(scene, [detections.boxes for detections in found])
         labels = torch.cat([detections.labels for detections in found])
