@@ -1,9 +1,9 @@
 """``torch.compile`` for prepared encoders: a switch, and never a reason to fail.
 
-Off by default: on CPUs it does not pay (prepared weights already run fused products), and on GPUs it has not been
-measured by this project. ``RSGEOSEG_COMPILE=1`` switches it on for encoders on CUDA, as ``encoder.compiled = True``
-does for one. The first chip of every size then takes minutes. Where there is no compiler, or it fails, the encoder says
-so once and runs as usual.
+Off by default: on a CPU it gained nothing (`sam2-hiera-t`, fp32: products with prepared weights are fused already), and
+on GPUs it has not been measured by this project. ``RSGEOSEG_COMPILE=1`` switches it on for encoders on CUDA, as
+``encoder.compiled = True`` does for one. The first chip of every size then takes minutes. Where there is no compiler,
+or it fails, the encoder says so once and runs as usual.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from rsgeoseg.backbones.packed import compute_dtype
 from rsgeoseg.backbones.sam_fit import cut_masks
 from rsgeoseg.contract import Chip, Instances, ModelSpec, OutOfMemory, Prompts
 from rsgeoseg.errors import PromptError
-from rsgeoseg.nn.masks import CELL, tight
+from rsgeoseg.nn.masks import CELL, fetch_masks, pack_mask, tight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -173,20 +173,21 @@ def _check(prompts: Prompts, shape: tuple[int, ...]) -> None:
 
 def _instances(answers: Sequence[DecodedMasks], chip: LookedAt) -> Instances:
     """Masks (P, 1, H/4, W/4) of one chip to instances, those without a pixel left out."""
-    boxes, masks, scores, valid = [], [], [], chip.valid
-    height, width = valid.shape
+    valid, found = chip.valid, []
     for answer in answers:
-        cuts = cut_masks(answer.logits[:, 0], (height, width), chip.scene.fit)
-        for cut, score in zip(cuts, answer.iou[:, 0].tolist(), strict=True):
-            if cut is None:
-                continue
-            (x, y), (h, w) = cut.corner, cut.logits.shape
-            mask = (cut.logits > 0).cpu().numpy() & valid[y : y + h, x : x + w]
-            if mask.any():
-                box, inside = tight(mask, (x, y))
-                boxes.append(box)
-                masks.append(inside)
-                scores.append(score)
+        cuts = cut_masks(answer.logits[:, 0], (valid.shape[0], valid.shape[1]), chip.scene.fit)
+        found += [(cut, score) for cut, score in zip(cuts, answer.iou[:, 0].tolist(), strict=True) if cut is not None]
+    shapes = [(cut.logits.shape[0], cut.logits.shape[1]) for cut, _ in found]
+    fetched = fetch_masks([pack_mask(cut.logits > 0) for cut, _ in found], shapes)
+    boxes, masks, scores = [], [], []
+    for (cut, score), mask in zip(found, fetched, strict=True):
+        (x, y), (h, w) = cut.corner, mask.shape
+        mask &= valid[y : y + h, x : x + w]
+        if mask.any():
+            box, inside = tight(mask, (x, y))
+            boxes.append(box)
+            masks.append(inside)
+            scores.append(score)
     return Instances(
         boxes=np.array(boxes, np.int32).reshape(-1, 4),
         masks=masks,

@@ -18,7 +18,7 @@ from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
 from rsgeoseg.contract import Chip, Instances
 from rsgeoseg.models.rsprompter_anchor.released import released_masks
 from rsgeoseg.nn.box_head import Detections, detect
-from rsgeoseg.nn.masks import crop_mask
+from rsgeoseg.nn.masks import crop_masks
 from rsgeoseg.nn.scored_masks import whole_masks
 
 if TYPE_CHECKING:
@@ -87,20 +87,15 @@ class AnchorSegmenter(NetworkSegmenter["RSPrompterAnchor"]):
             yield mask.cpu().numpy(), score, label
 
     def _instances(self, found: Detections, logits: list[Tensor], valid: NDArray[np.bool_]) -> Instances:
-        boxes, masks, qualities = [], [], []
-        for mask_logits in logits:
-            box, mask, quality = crop_mask(mask_logits, valid)
-            boxes.append(box)
-            masks.append(mask)
-            qualities.append(quality)
-        factor = np.array(qualities, np.float32)
+        cropped = crop_masks(logits, valid)
+        factor = np.array([quality for *_, quality in cropped], np.float32)
         scores = found.scores.float().cpu().numpy()
         scores = scores * (factor if self.network.config.mask_scores else factor > 0)
         kept = np.flatnonzero(scores >= max(self.lowest, 1e-6))
         kept = kept[np.argsort(-scores[kept], kind="stable")]
         return Instances(
-            boxes=np.array([boxes[i] for i in kept], np.int32).reshape(-1, 4),
-            masks=[masks[i] for i in kept],
+            boxes=np.array([cropped[i][0] for i in kept], np.int32).reshape(-1, 4),
+            masks=[cropped[i][1] for i in kept],
             scores=scores[kept].astype(np.float32),
             labels=found.labels.cpu().numpy()[kept].astype(np.int64),
         )
