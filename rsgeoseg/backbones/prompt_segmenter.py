@@ -180,13 +180,13 @@ def _instances(answers: Sequence[DecodedMasks], chip: LookedAt) -> Instances:
     shapes = [(cut.logits.shape[0], cut.logits.shape[1]) for cut, _ in found]
     fetched = fetch_masks([pack_mask(cut.logits > 0) for cut, _ in found], shapes)
     boxes, masks, scores = [], [], []
-    for (cut, score), mask in zip(found, fetched, strict=True):
-        (x, y), (h, w) = cut.corner, mask.shape
-        mask &= valid[y : y + h, x : x + w]
-        if mask.any():
-            box, inside = tight(mask, (x, y))
+    for (cut, score), above in zip(found, fetched, strict=True):
+        (x, y), (h, w) = cut.corner, above.shape
+        inside = above & valid[y : y + h, x : x + w]
+        if inside.any():
+            box, mask = tight(inside, (x, y))
             boxes.append(box)
-            masks.append(inside)
+            masks.append(mask)
             scores.append(score)
     return Instances(
         boxes=np.array(boxes, np.int32).reshape(-1, 4),

@@ -12,7 +12,6 @@ from torch import nn
 from rsgeoseg.backbones.attention import folded_attention, looked_up_attention, relative_table
 from rsgeoseg.backbones.compiled import COMPILE, Compiled
 from rsgeoseg.backbones.packed import PackedLinear
-from rsgeoseg.backbones.sam2_hiera import build_sam2_hiera
 from rsgeoseg.backbones.sam_vit import SamVit
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="NOT RUN: no compiler on this machine")
@@ -28,11 +27,6 @@ def small_vit(**options):
         if "pos" in name:
             nn.init.normal_(value)
     return SamVit(vit, name="small", layers=(0,), image_size=128, precision="fp32", **options)
-
-
-def hiera():
-    torch.manual_seed(0)
-    return build_sam2_hiera("t", precision="fp32")
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -59,14 +53,13 @@ def test_the_compiled_form_of_vit_has_the_same_values():
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [small_vit, hiera])
 @torch.no_grad()
-def test_it_really_compiles(monkeypatch, caplog, build):
+def test_it_really_compiles(monkeypatch, caplog):
     """On a CPU with plain products in place of the prepacked ones, which are not for compiling."""
     monkeypatch.setattr("rsgeoseg.backbones.packed._onednn_operators", lambda _: None)
-    encoder, x = build(), torch.randn(1, 3, 128, 128)
+    encoder, x = small_vit(), torch.randn(1, 3, 128, 128)
     prepared = encoder._weights(x.device)
-    arguments = (x, (0,)) if build is small_vit else (x,)
+    arguments = (x, (0,))
     plain = prepared(*arguments)
     prepared.compile()
     with caplog.at_level(logging.WARNING):
