@@ -62,7 +62,9 @@ class TrainingModule(lightning.LightningModule):
 
     def __init__(self, network: nn.Module, optim: OptimConfig, *, steps: int, seed: int) -> None:
         super().__init__()
-        self.network = network
+        # Lightning takes modes as it finds them, and a new module is in training mode throughout: here the network
+        # chooses for itself, so that batch norms and frozen encoders stay as in evaluation.
+        self.network = network.train()
         self.optim = optim
         self.steps = steps
         self.seed = seed
@@ -100,13 +102,6 @@ class TrainingModule(lightning.LightningModule):
         """Move an averaged tensor towards the current one, faster at first: the start is not worth remembering."""
         decay = min(self.optim.average, (1 + int(count)) / (10 + int(count)))
         return average.lerp(current, 1 - decay)
-
-    def on_train_epoch_start(self) -> None:
-        """Let the network choose its modes: batch norms and frozen encoders stay as in evaluation.
-
-        Lightning takes the modes as it finds them, and a module that was just built is in training mode throughout.
-        """
-        self.network.train()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step."""

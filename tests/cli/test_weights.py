@@ -130,7 +130,7 @@ def test_fetch_from_a_mirror(cli, web, tiny):
     assert [path for path, _, _ in web.requests] == ["/mirror/tiny.pth"]
 
 
-@pytest.mark.parametrize("model", ["sam-prompt", "sam_det"])
+@pytest.mark.parametrize("model", ["sam-prompt", "sam_everything"])
 def test_fetch_all_for_a_model(cli, tiny, model):
     assert cli("weights", "fetch", "--all-for", model).code == 0
     assert cache.cached_path(tiny).is_file()

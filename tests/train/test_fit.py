@@ -125,7 +125,7 @@ class TestWeightsFile:
 
     def test_html(self, tmp_path):
         (tmp_path / "x.safetensors").write_text("<html>not found</html>" * 50)
-        with pytest.raises(WeightsError, match="not a safetensors file"):
+        with pytest.raises(WeightsError, match="web page"):
             rsgeoseg.load_model("rsprompter-query", weights=tmp_path / "x.safetensors", device="cpu")
 
     def test_missing(self, tmp_path):
