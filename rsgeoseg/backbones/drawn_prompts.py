@@ -2,7 +2,8 @@
 
 SAM tells its decoder where a prompt is by a Fourier code of its coordinates, and learned on a billion masks to read it.
 A small network learns far sooner from a picture of the prompt, as in interactive segmentation (Sofiiuk et al., RITM,
-2021: clicks as discs). The picture goes where SAM takes an earlier mask, so there is no new parameter.
+2021: clicks as discs). The picture goes where SAM takes an earlier mask, and what the image shows under it is added to
+the tokens that masks and qualities are read from: there is no new parameter.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.nn.masks import CELL
 
@@ -53,3 +55,18 @@ def draw_prompts(
         across, down = (torch.exp(-(((at - to) / CLICK_RADIUS) ** 2) / 2) for at, to in ((xs, x), (ys, y)))
         drawn = drawn + CLICK * torch.einsum("pn,pnh,pnw->phw", sign, down, across)
     return drawn
+
+
+def under_prompts(image: Tensor, drawn: Tensor) -> Tensor:
+    """Average what an image shows where its prompts say "object".
+
+    Args:
+        image: (P, C, h, w) image embedding of each prompt.
+        drawn: (P, 4h, 4w) what :func:`draw_prompts` gave.
+
+    Returns:
+        (P, C); zeros where no prompt says so.
+    """
+    weights = F.avg_pool2d(drawn.clamp(min=0).unsqueeze(1), 4).squeeze(1).to(image.dtype)
+    shares = weights / weights.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    return torch.einsum("phw,pchw->pc", shares, image)

@@ -16,9 +16,10 @@ import torch
 from torchvision.ops import nms
 
 from rsgeoseg.backbones.build import SAM2_BACKBONES
+from rsgeoseg.backbones.sam_fit import cut_masks
 from rsgeoseg.backbones.sam_parts import MULTIPLE
 from rsgeoseg.contract import Instances
-from rsgeoseg.nn.masks import CutOut, boxes_of, cut_out, fetch_masks, pack_mask, tight, without_specks
+from rsgeoseg.nn.masks import CutOut, boxes_of, fetch_masks, pack_mask, tight, without_specks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,7 +92,8 @@ def find_everything(
     for points in torch.split(point_grid(valid, config.points_per_side).to(scene.device), at_once):
         logits, quality = _ask(network, scene, points, config)
         if len(logits):
-            _keep(found, cut_out(logits, valid.shape, -config.stability_offset), quality.tolist(), known, config)
+            cuts = cut_masks(logits, (valid.shape[0], valid.shape[1]), scene.fit, -config.stability_offset)
+            _keep(found, cuts, quality.tolist(), known, config)
     kept = _distinct(found.boxes, found.quality, config.nms)
     shapes = [(found.boxes[i][3] - found.boxes[i][1], found.boxes[i][2] - found.boxes[i][0]) for i in kept]
     masks = fetch_masks([found.packed[i] for i in kept], shapes)

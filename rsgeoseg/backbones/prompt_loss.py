@@ -2,20 +2,23 @@
 
 Source: Kirillov et al., "Segment Anything", appendix A (training): boxes with noise of a tenth of their side and at
 most 20 pixels; a click anywhere inside; the smallest loss of the three masks of an ambiguous click; the earlier mask
-given back with another click; the quality head learns the true IoU by squared error. Here masks are compared at
-uncertain points (PointRend, as the other methods of this package do) by cross-entropy in place of the focal loss, and
-clicks beside every object learn a quality of zero, so that everything mode is quiet where there is nothing.
+given back with a click where it is wrong; the quality head learns the true IoU by squared error. Three things differ.
+Masks are compared at uncertain points (PointRend, as the other methods of this package do) by cross-entropy in place of
+the focal loss. Half of the earlier masks are true ones with a part cut off or something added: a network that knows
+its pictures makes too few errors of its own to learn from. And clicks beside every object learn a quality of zero, so
+that everything mode is quiet where there is nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.nn.losses import dice_loss
+from rsgeoseg.nn.masks import CELL
 from rsgeoseg.nn.points import read_masks, sample_points, uncertain_points
 
 if TYPE_CHECKING:
@@ -27,13 +30,19 @@ if TYPE_CHECKING:
     from rsgeoseg.nn.targets import Target
 
 
+PromptWay = Literal["boxes", "clicks", "masks"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptLoss:
     """How prompts are simulated and weighed."""
 
+    ways: tuple[PromptWay, ...] = ("boxes", "clicks", "masks")
+    """How objects are asked for: by a box, by a click, by the mask that answers a click with another where it is wrong.
+    Who will only ever ask in one way need not train the others."""
     objects: int = 16
-    """Objects per batch that are asked for with each kind of prompt."""
-    beside: int = 8
+    """Prompts of each kind per batch; an object is asked for more than once where there are fewer."""
+    beside: int = 16
     """Clicks per batch on no object."""
     points: int = 1024
     """Points at which a mask is compared."""
@@ -45,8 +54,12 @@ class PromptLoss:
     """Of the cross-entropy."""
     dice_weight: float = 5.0
     """Of the dice loss."""
-    iou_weight: float = 1.0
-    """Of the quality head's squared error."""
+    iou_weight: float = 5.0
+    """Of the quality head's squared error (SAM: a twentieth of the focal loss; too little for a small network)."""
+    spoiled: float = 0.5
+    """Share of the earlier masks that are spoiled true ones, the others being the network's own answers to a click."""
+    certain: float = 8.0
+    """Logit of a spoiled mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +92,29 @@ def prompt_losses(
     """
     objects = _choose(targets, scene, config.objects)
     ones = torch.ones(len(objects.which), 1, dtype=torch.int64, device=scene.device)
-    boxed = network.decode(scene, objects.image, boxes=_jitter(objects.boxes, config))
-    clicked = network.decode(scene, objects.image, points=_click(objects), point_labels=ones, multimask=True)
-    again = network.decode(scene, objects.image, points=_click(objects), point_labels=ones, masks=boxed.logits.detach())
-    compared = [_compare(answer, objects, config) for answer in (boxed, clicked, again)]
+    answers = []
+    if "boxes" in config.ways:
+        answers.append(network.decode(scene, objects.image, boxes=_jitter(objects.boxes, config)))
+    if "clicks" in config.ways or "masks" in config.ways:
+        clicks = _click(objects)
+        answers.append(network.decode(scene, objects.image, points=clicks, point_labels=ones, multimask=True))
+    if "masks" in config.ways:
+        earlier = answers[-1].best().logits.detach()
+        answers.append(_refine(network, scene, objects, clicks, earlier, config))
+    compared = [_compare(answer, objects, config) for answer in answers]
     mask, dice, iou = (torch.stack(terms).mean() for terms in zip(*compared, strict=True))
-    return {
-        "mask": config.mask_weight * mask,
-        "dice": config.dice_weight * dice,
-        "iou": config.iou_weight * (iou + _beside(network, scene, targets, config)),
-    }
+    if "clicks" in config.ways:
+        iou = iou + _beside(network, scene, targets, config)
+    return {"mask": config.mask_weight * mask, "dice": config.dice_weight * dice, "iou": config.iou_weight * iou}
 
 
 def _choose(targets: Sequence[Target], scene: SamScene, most: int) -> _Objects:
-    """Choose at most ``most`` objects of the batch."""
+    """Choose ``most`` objects of the batch, some of them again where there are fewer; none where there is none."""
     device = scene.device
     counts = [len(target.labels) for target in targets]
-    which = torch.randperm(sum(counts), device=device)[:most]
+    rounds = -(-most // sum(counts)) if sum(counts) else 0
+    shuffled = [torch.randperm(sum(counts), device=device) for _ in range(rounds)]
+    which = torch.cat(shuffled)[:most] if shuffled else torch.zeros(0, dtype=torch.int64, device=device)
     image = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
     boxes, masks = torch.cat([t.boxes for t in targets]), torch.cat([t.masks for t in targets])
     padded = F.pad(masks, (0, scene.size[1] - masks.shape[2], 0, scene.size[0] - masks.shape[1]))
@@ -120,6 +139,68 @@ def _pixel(mask: Tensor) -> Tensor:
     return inside[torch.randint(len(inside), (1,), device=mask.device)].flip(-1).float()
 
 
+def _refine(
+    network: PromptableSam, scene: SamScene, objects: _Objects, clicks: Tensor, answers: Tensor, config: PromptLoss
+) -> DecodedMasks:
+    """Give earlier masks back with a click where they are wrong, in half of the cases after the first click.
+
+    Args:
+        network: with ``decode``.
+        scene: B images.
+        objects: P that are asked for.
+        clicks: (P, 1, 2) the first ones.
+        answers: (P, 1, H/4, W/4) logits that the network gave to them.
+        config: how prompts are simulated.
+    """
+    truth = _small(objects.masks[objects.which], answers.shape[-2:])
+    spoil = torch.rand(len(clicks), device=clicks.device) < config.spoiled
+    earlier = torch.where(spoil[:, None, None], (2.0 * _spoiled(truth) - 1) * config.certain, answers.squeeze(1))
+    wrong = [_correction(*given) for given in zip(earlier > 0, truth, strict=True)]
+    points, labels = clicks.repeat(1, 2, 1), torch.ones(len(clicks), 2, dtype=torch.int64, device=clicks.device)
+    for row, (place, label) in enumerate(wrong):
+        points[row, 1], labels[row, 1] = place, label
+    labels[torch.rand(len(clicks), device=clicks.device) < 0.5, 0] = -1  # the earlier mask is all that tells of it
+    return network.decode(scene, objects.image, points=points, point_labels=labels, masks=earlier.unsqueeze(1))
+
+
+def _small(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Masks (N, H, W) at the resolution of the answers, bool."""
+    return F.interpolate(masks.unsqueeze(1).float(), size=list(size), mode="area").squeeze(1) >= 0.5
+
+
+def _spoiled(truth: Tensor) -> Tensor:
+    """Cut masks (P, h, w) bool by a line through their middle, or let them grow on one side of it; half of them each.
+
+    The line stands at a random angle, off the middle by at most a third of the mask's size. An empty mask stays so.
+    """
+    count, h, w = truth.shape
+    ys, xs = torch.arange(h, device=truth.device)[:, None], torch.arange(w, device=truth.device)[None, :]
+    area = truth.flatten(1).sum(1).clamp(min=1)
+    middle_y, middle_x = ((truth * axis).flatten(1).sum(1) / area for axis in (ys, xs))
+    angle = 2 * torch.pi * torch.rand(count, device=truth.device)
+    shift = (torch.rand(count, device=truth.device) - 0.5) * area.sqrt() * 2 / 3
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    along = (xs - middle_x[:, None, None]) * cos + (ys - middle_y[:, None, None]) * sin - shift[:, None, None]
+    cut = truth & (along > 0)
+    grown = F.max_pool2d(truth.float().unsqueeze(1), 5, stride=1, padding=2).squeeze(1) > 0
+    return torch.where(torch.rand(count, device=truth.device)[:, None, None] < 0.5, cut, cut | grown & (along <= 0))
+
+
+def _correction(earlier: Tensor, truth: Tensor) -> tuple[Tensor, int]:
+    """Choose a cell where two masks (h, w) bool differ: its middle x y (2,) in pixels, and 1 where the truth has it.
+
+    Where they are the same it is a cell of the truth; without any, the corner of the image, which has no object.
+    """
+    places = (earlier ^ truth).nonzero()
+    if not len(places):
+        places = truth.nonzero()
+    if not len(places):
+        return truth.new_zeros(2, dtype=torch.float32), 0
+    y, x = places[torch.randint(len(places), ())].tolist()
+    middle = torch.tensor([x, y], dtype=torch.float32, device=truth.device) * CELL + (CELL - 1) / 2
+    return middle, int(truth[y, x])
+
+
 def _compare(answer: DecodedMasks, objects: _Objects, config: PromptLoss) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy and dice of each prompt's best mask, and the quality head's squared error, averaged."""
     prompts, several = answer.iou.shape
@@ -139,8 +220,7 @@ def _compare(answer: DecodedMasks, objects: _Objects, config: PromptLoss) -> tup
 
 def _iou(logits: Tensor, masks: Tensor) -> Tensor:
     """True IoU of masks drawn from logits (N, H/4, W/4) with masks (N, H, W), measured at the logits' resolution."""
-    truth = F.interpolate(masks.unsqueeze(1).float(), size=logits.shape[-2:], mode="area").squeeze(1) >= 0.5
-    found = logits > 0
+    truth, found = _small(masks, logits.shape[-2:]), logits > 0
     both, either = (found & truth).flatten(1).sum(1), (found | truth).flatten(1).sum(1)
     return both / either.clamp(min=1)
 

@@ -14,14 +14,14 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.backbones.build import SAM2_BACKBONES, build_encoder, start_from_sam
-from rsgeoseg.backbones.chips import normalise
-from rsgeoseg.backbones.drawn_prompts import draw_prompts
+from rsgeoseg.backbones.chips import images_of, normalise
+from rsgeoseg.backbones.drawn_prompts import draw_prompts, under_prompts
 from rsgeoseg.backbones.prompt_loss import PromptLoss, prompt_losses
 from rsgeoseg.backbones.sam2_parts import Sam2PromptedDecoder
+from rsgeoseg.backbones.sam_fit import SamFit, fitted_images
 from rsgeoseg.backbones.sam_parts import MULTIPLE, Attended, SamPromptedDecoder
-from rsgeoseg.backbones.shared import shared_encoder
+from rsgeoseg.backbones.shared import load_network
 from rsgeoseg.nn.masks import CELL
-from rsgeoseg.weights.files import WeightsFile, load_into
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rsgeoseg.backbones.features import Encoder, EncoderSpec
+    from rsgeoseg.contract import Chip
     from rsgeoseg.nn.targets import Target
+    from rsgeoseg.weights.files import WeightsFile
 
+MASKS = 4
+"""Mask tokens of SAM's decoder."""
 _LITE_MLP = 512
 """Hidden width of the two-way transformer's MLP on `lite`; 2048 in SAM."""
 
@@ -50,6 +54,8 @@ class SamScene:
     """H, W of the images as the encoder got them, padding included, pixels."""
     origin: tuple[float, float] = (0.0, 0.0)
     """x y of the images' corner in the positional frame, pixels."""
+    fit: SamFit | None = None
+    """How chips were resized to ``size``; None = they were not. Prompts are given in pixels of the chip."""
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +106,7 @@ class PromptableSam(nn.Module):
         """Encode images.
 
         Args:
-            images: (B, 3, H, W), normalised and padded as :func:`rsgeoseg.backbones.chips.images_of` gives them.
+            images: (B, 3, H, W), normalised and padded or resized; for chips use :meth:`see`.
             origin: x y of their corner in the positional frame, pixels; (0, 0) but in training.
         """
         features = self.encoder(images)
@@ -114,6 +120,14 @@ class PromptableSam(nn.Module):
             origin=origin,
         )
 
+    def see(self, chips: Sequence[Chip]) -> SamScene:
+        """Encode chips of one size, resized where the encoder has a fixed size and was trained so (SAM, SAM 2)."""
+        spec, device = self.encoder.spec, next(self.parameters()).device
+        fit = SamFit.of(chips[0].valid.shape, spec)
+        if fit is None:
+            return self.look(images_of(chips, spec, device))
+        return replace(self.look(fitted_images(chips, spec, fit, device)), fit=fit)
+
     def attend(
         self,
         scene: SamScene,
@@ -126,6 +140,10 @@ class PromptableSam(nn.Module):
     ) -> Attended:
         """Let prompts look at their images without drawing masks yet; arguments as of :meth:`decode`."""
         shift = torch.tensor(scene.origin, device=scene.device)
+        if scene.fit is not None:
+            scale = scene.fit.scale(scene.device)
+            points = None if points is None else points * scale
+            boxes = None if boxes is None else boxes * scale.repeat(2)
         if points is None and boxes is None:
             sparse = scene.embedding.new_zeros(len(image_index), 0, self.sam.dim)
         else:
@@ -134,13 +152,23 @@ class PromptableSam(nn.Module):
                 point_labels=point_labels,
                 boxes=None if boxes is None else boxes + shift.repeat(2),
             )
-        given = None if masks is None else masks.squeeze(1)
+        given, drawn = None if masks is None else masks.squeeze(1), None
         if self.draws_prompts and (points is not None or boxes is not None):
             shape = (scene.size[0] // CELL, scene.size[1] // CELL)
             drawn = draw_prompts(shape, points=points, point_labels=point_labels, boxes=boxes)
             given = drawn if given is None else given + drawn
         dense = self.sam.no_mask() if given is None else self.sam.dense_prompts(given)
-        return self.sam.attend(scene.embedding, scene.embedding_pe, image_index, sparse, dense, scene.skips)
+        if masks is None and drawn is not None:
+            dense = dense + self.sam.no_mask()
+        attended = self.sam.attend(scene.embedding, scene.embedding_pe, image_index, sparse, dense, scene.skips)
+        return attended if drawn is None else self._told(attended, drawn)
+
+    def _told(self, attended: Attended, drawn: Tensor) -> Attended:
+        """Add what lies under drawn prompts (P, H/4, W/4) to the tokens of quality and masks."""
+        seen = under_prompts(attended.image, drawn).unsqueeze(1)
+        own = self.sam.iou_token + 1 + MASKS
+        told = torch.cat([attended.tokens[:, :own] + seen, attended.tokens[:, own:]], 1)
+        return replace(attended, tokens=told)
 
     def decode(
         self,
@@ -177,13 +205,16 @@ class PromptableSam(nn.Module):
         """Loss on simulated prompts; see :func:`rsgeoseg.backbones.prompt_loss.prompt_losses`.
 
         Args:
-            images: (B, 3, H, W) uint8, H and W multiples of 64; padded where the encoder has a fixed size.
+            images: (B, 3, H, W) uint8, H and W multiples of 64; resized where the encoder has a fixed size.
             targets: what each image shows, on the images' device.
         """
         spec = self.encoder.spec
         normed, origin = normalise(images, spec), (0.0, 0.0)
         room = torch.tensor([spec.image_size - images.shape[-1], spec.image_size - images.shape[-2]]).clamp(min=0)
-        if spec.fixed_size:
+        fit = SamFit.of(images.shape[-2:], spec)
+        if fit is not None:
+            normed, targets = fit.images(normed), [fit.target(target) for target in targets]
+        elif spec.fixed_size:
             normed = F.pad(normed, (0, int(room[0]), 0, int(room[1])))
         else:  # a crop may be any part of a full-size image: every position is trained
             x, y = (torch.rand(2) * room).tolist()
@@ -243,19 +274,4 @@ def load_promptable(file: WeightsFile, path: Path, device: torch.device) -> Prom
     Raises:
         WeightsError: tensors are missing, unknown, or of another shape.
     """
-    backbone = file.description["backbone"]
-    if backbone == "lite":
-        network = build_promptable(backbone, pretrained=False)
-        load_into(network, file, path)
-        return network.to(device).eval()
-    parts = {name: part_of(file, f"{name}.") for name in ("encoder", "sam")}
-    encoder = shared_encoder(backbone, parts["encoder"], path, device)
-    sam = sam_decoder(encoder.spec)
-    load_into(sam, parts["sam"], path)
-    return PromptableSam(encoder, sam.to(device)).eval()
-
-
-def part_of(file: WeightsFile, prefix: str) -> WeightsFile:
-    """Take the tensors whose names begin with a prefix, without it."""
-    tensors = {name.removeprefix(prefix): x for name, x in file.tensors.items() if name.startswith(prefix)}
-    return replace(file, tensors=tensors)
+    return load_network(build_promptable(file.description["backbone"], pretrained=False), file, path, device)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rsgeoseg.backbones.build import BACKBONES
-from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
+from rsgeoseg.backbones.chips import refuse_prompts, segment_alike
 from rsgeoseg.backbones.everything import EverythingConfig, default_everything, find_everything
 from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.prompt_loss import PromptLoss
 from rsgeoseg.backbones.prompt_segmenter import CLASSES
 from rsgeoseg.backbones.promptable import PromptableSam, build_promptable, load_promptable
 from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
@@ -46,7 +47,7 @@ def build(
     pretrained: bool = True,
     sam_checkpoint: Path | None = None,
 ) -> PromptableSam:
-    """Build the network of `sam-prompt` and `sam2-prompt`.
+    """Build the network of `sam-prompt` and `sam2-prompt`; it is trained on clicks alone.
 
     Args:
         backbone: one of ``BACKBONES``.
@@ -58,7 +59,8 @@ def build(
         ModelError: the backbone is unknown, or takes no SAM file.
         WeightsError: the file is missing, damaged, or of another size.
     """
-    return build_promptable(backbone, pretrained=pretrained, sam_checkpoint=sam_checkpoint)
+    asked = PromptLoss(ways=("clicks",))
+    return build_promptable(backbone, pretrained=pretrained, sam_checkpoint=sam_checkpoint, loss_config=asked)
 
 
 class EverythingSegmenter:
@@ -94,7 +96,7 @@ class EverythingSegmenter:
         return segment_alike(chips, self._forward, device=self.device, autocast=self.autocast)
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
-        scene = self.network.look(images_of(chips, self.network.encoder.spec, self.device))
+        scene = self.network.see(chips)
         return [
             find_everything(self.network, scene.one(index), chip.valid, self.config) for index, chip in enumerate(chips)
         ]

@@ -1,8 +1,4 @@
-"""Prompts and answers against segment_anything and sam2 with the same random weights; what is shared; the loss."""
-
-import gc
-import weakref
-from pathlib import Path
+"""Prompts and answers against segment_anything and sam2 with the same random weights; what is shared."""
 
 import numpy as np
 import pytest
@@ -10,19 +6,14 @@ import torch
 from segment_anything import SamPredictor
 from tiny_sam import SIDE, chip_of, picture, tiny_sam
 
-from rsgeoseg.backbones.build import build_encoder
 from rsgeoseg.backbones.chips import images_of
 from rsgeoseg.backbones.features import Encoder, EncoderSpec, Features, Level
-from rsgeoseg.backbones.prompt_loss import PromptLoss
 from rsgeoseg.backbones.prompt_segmenter import prompt_segmenter
 from rsgeoseg.backbones.promptable import PromptableSam, build_promptable
 from rsgeoseg.backbones.sam2_parts import Sam2PromptedDecoder
 from rsgeoseg.backbones.sam_parts import MULTIPLE, SamPromptedDecoder
-from rsgeoseg.backbones.shared import shared_encoder
 from rsgeoseg.contract import Prompts
 from rsgeoseg.errors import PromptError
-from rsgeoseg.nn.targets import Target
-from rsgeoseg.weights.files import WeightsFile
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -399,88 +390,3 @@ class TestSegmenter:
         _, segmenter, chip = both
         with pytest.raises(PromptError, match=says):
             segmenter.segment([chip], [prompt])
-
-
-@pytest.mark.slow
-def test_frozen_encoders_are_shared(tmp_path):
-    """Same weights, same object; other weights or none left to use it, another one."""
-    torch.manual_seed(0)
-    built = build_encoder("sam-vit-b", layers=())
-    file = WeightsFile({name: x.clone() for name, x in built.state_dict().items()}, {}, "")
-    where, cpu = Path("sam.pth"), torch.device("cpu")
-    one = shared_encoder("sam-vit-b", file, where, cpu)
-    assert shared_encoder("sam-vit-b", WeightsFile(dict(file.tensors), {}, "other file"), where, cpu) is one
-    assert not any(p.requires_grad for p in one.parameters())
-    assert shared_encoder("sam-vit-b", file, where, cpu, layers=(0,)) is not one
-    networks = [PromptableSam(one, SamPromptedDecoder()) for _ in range(2)]
-    storages = {p.data_ptr(): p.numel() for network in networks for p in network.encoder.parameters()}
-    assert sum(storages.values()) == sum(p.numel() for p in one.parameters())
-    name = next(iter(file.tensors))
-    changed = WeightsFile({**file.tensors, name: file.tensors[name] + 1}, {}, "")
-    assert shared_encoder("sam-vit-b", changed, where, cpu) is not one
-    gone = weakref.ref(one)
-    del one, networks
-    gc.collect()
-    assert gone() is None
-
-
-def two_squares(side=128):
-    masks = torch.zeros(2, side, side, dtype=torch.uint8)
-    masks[0, 20:50, 30:70] = 1
-    masks[1, 80:120, 60:100] = 1
-    boxes = torch.tensor([[30.0, 20, 70, 50], [60, 80, 100, 120]])
-    return Target(labels=torch.tensor([0, 1]), boxes=boxes, masks=masks)
-
-
-def nothing(side=128):
-    return Target(
-        labels=torch.zeros(0, dtype=torch.int64),
-        boxes=torch.zeros(0, 4),
-        masks=torch.zeros(0, side, side, dtype=torch.uint8),
-    )
-
-
-def test_loss_has_gradients_everywhere():
-    torch.manual_seed(0)
-    network = build_promptable("lite", pretrained=False, loss_config=PromptLoss(points=128)).train()
-    images = torch.randint(0, 255, (2, 3, 128, 128), dtype=torch.uint8)
-    seen = set()
-    for _ in range(6):  # which of three masks is best, and where a background click falls, is a matter of chance
-        terms = network.loss(images, [two_squares(), two_squares()])
-        assert set(terms) == {"mask", "dice", "iou"}
-        network.zero_grad()
-        sum(terms.values()).backward()
-        seen |= {n for n, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    silent = {n for n, p in network.named_parameters() if p.requires_grad} - seen
-    # there are no background clicks in training, and which of the three masks wins may not change
-    allowed = ("sam.prompt_encoder.point_embeddings.0.", "sam.mask_decoder.output_hypernetworks_mlps.")
-    assert [n for n in silent if not n.startswith(allowed)] == []
-
-
-def test_images_without_objects_have_a_loss():
-    torch.manual_seed(0)
-    network = build_promptable("lite", pretrained=False).train()
-    images = torch.randint(0, 255, (2, 3, 128, 128), dtype=torch.uint8)
-    for targets in ([two_squares(), nothing()], [nothing(), nothing()]):
-        total = sum(network.loss(images, targets).values())
-        assert torch.isfinite(total)
-        total.backward()
-
-
-def test_loss_falls_where_the_answer_is_right():
-    """Perfect logits and qualities cost nearly nothing; the same for the wrong objects cost much."""
-    from rsgeoseg.backbones import prompt_loss
-    from rsgeoseg.backbones.promptable import DecodedMasks
-
-    target = two_squares()
-    objects = prompt_loss._Objects(torch.zeros(2, dtype=torch.int64), target.boxes, target.masks, torch.tensor([0, 1]))
-    right = (target.masks[:, ::4, ::4].float() * 2 - 1) * 20
-    config = PromptLoss(points=512)
-    good = prompt_loss._compare(DecodedMasks(right[:, None], torch.ones(2, 1)), objects, config)
-    bad = prompt_loss._compare(DecodedMasks(right.flip(0)[:, None], torch.ones(2, 1)), objects, config)
-    assert float(good[2]) < 1e-2
-    assert float(bad[2]) > 0.9
-    assert float(good[1]) < 0.2
-    assert float(bad[1]) > 0.9
-    three = DecodedMasks(torch.stack([right.flip(0), right, -right], 1), torch.tensor([[0.0, 1.0, 0.0]] * 2))
-    assert float(prompt_loss._compare(three, objects, config)[1]) < 0.2  # the best of three counts

@@ -1,11 +1,11 @@
 """What the labeller of SAM-cls sees: enlarged boxes, blurred surroundings, training crops; and CLIP from a folder."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
 import torch
+from clip_folder import save_clip
 
 from rsgeoseg.errors import ModelError
 from rsgeoseg.models.sam_cls.clip import ClipLabeller
@@ -111,27 +111,9 @@ def test_small_training_crops_are_left_out():
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A random CLIP of 2 + 2 layers with a tokenizer of 40 words' letters, saved as transformers does."""
+    """A random CLIP with a tokenizer of letters."""
     pytest.importorskip("transformers", reason="NOT RUN: transformers is not installed")
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = [chr(code) for code in range(97, 123)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**small, "vocab_size": len(words), "bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
-    config = CLIPConfig(
-        text_config={**text, "pad_token_id": len(words) - 1, "max_position_embeddings": 64},
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-        projection_dim=16,
-    )
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_logits_are_those_of_the_whole_model(clip_folder):

@@ -73,7 +73,7 @@ def _read(folder: Path) -> tuple[Any, Any]:
         msg = "the CLIP labeller needs transformers; install it with pip install 'rsgeoseg[text]'"
         raise ModelError(msg) from error
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True)
+        model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         msg = f"{folder}: cannot be read as a CLIPModel of transformers ({str(error).splitlines()[0]}); save it again"

@@ -49,7 +49,7 @@ class MaskCrops:
 
     def __init__(self, image: NDArray[np.uint8]) -> None:
         self.sharp = np.ascontiguousarray(image.transpose(1, 2, 0))
-        self.blurred = cv2.blur(self.sharp, (BLUR, BLUR))
+        self.blurred = np.asarray(cv2.blur(self.sharp, (BLUR, BLUR)), np.uint8)
 
     def crop(self, box: Box, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """Cut one mask's surroundings out.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.backbones.chips import normalise
+from rsgeoseg.backbones.prompt_loss import PromptLoss
 from rsgeoseg.backbones.promptable import PromptableSam, sam_decoder
 from rsgeoseg.backbones.resnet import build_resnet, resnet_spec
 from rsgeoseg.errors import ModelError
@@ -49,7 +50,7 @@ class SamCls(PromptableSam):
         labeller_weights: Path | None = None,
         samples: SampleConfig | None = None,
     ) -> None:
-        super().__init__(encoder, sam_decoder(encoder.spec))
+        super().__init__(encoder, sam_decoder(encoder.spec), PromptLoss(ways=("clicks",)))
         self.config = config
         self.samples = samples or SampleConfig()
         if not config.train_sam:
@@ -95,7 +96,8 @@ class SamCls(PromptableSam):
                 images, targets, self.samples, side=self.crop_side, background=len(self.config.classes)
             )
             nothing = 0.0 * self.labeller.fc.weight.sum()
-            terms["label"] = F.cross_entropy(self.label(crops), labels) if len(labels) else nothing
+            enough = len(labels) > 1  # batch norm cannot learn from a single crop
+            terms["label"] = F.cross_entropy(self.label(crops), labels) if enough else nothing
         if not terms:
             msg = "sam-cls with a CLIP labeller has nothing to train; choose labeller resnet18"
             raise ModelError(msg)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
+from rsgeoseg.backbones.chips import refuse_prompts, segment_alike
 from rsgeoseg.backbones.everything import EverythingConfig, find_everything
 from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
 from rsgeoseg.models.sam_cls.crops import MaskCrops
@@ -63,7 +63,7 @@ class ClsSegmenter:
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
         network = self.network
-        scene = network.look(images_of(chips, network.encoder.spec, self.device))
+        scene = network.see(chips)
         config = everything_config(network.config)
         found = [find_everything(network, scene.one(i), chip.valid, config) for i, chip in enumerate(chips)]
         return [self._named(chip, masks) for chip, masks in zip(chips, found, strict=True)]
@@ -76,7 +76,7 @@ class ClsSegmenter:
         objects = [(box, found.masks[i]) for box, i in zip(boxes, large, strict=True)]
         crops = MaskCrops(chip.image).resized(objects, self.network.crop_side)  # type: ignore[arg-type]
         quality = found.scores[large] if config.quality_scores else np.ones(len(large), np.float32)
-        parts = torch.from_numpy(crops).to(self.device).split(CROPS_AT_ONCE) if len(crops) else ()
+        parts = torch.split(torch.from_numpy(crops).to(self.device), CROPS_AT_ONCE) if len(crops) else ()
         logits = [self.network.label(part) for part in parts]
         if not logits:
             return Instances.empty()

@@ -1,8 +1,8 @@
 """SAM-det: the boxes of a detector prompt SAM (RSPrompter paper section III-C3, Eq. 12).
 
 Source: Chen et al., "RSPrompter", IEEE TGRS 2024; constants of KyanChen/RSPrompter, branch release, f4e73c3,
-``configs/rsprompter/_base_/samdet.py``. Images are never resized: a chip is what detector and SAM both see, each
-normalised as its trunk wants it.
+``configs/rsprompter/_base_/samdet.py``. The detector sees chips as they are, SAM sees them
+resized to its square, as it was trained; where SAM's encoder is the detector's trunk, both see them padded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from rsgeoseg.backbones.chips import normalise
-from rsgeoseg.backbones.prompt_loss import prompt_losses
+from rsgeoseg.backbones.prompt_loss import PromptLoss, prompt_losses
 from rsgeoseg.backbones.promptable import PromptableSam, SamScene, sam_decoder
 from rsgeoseg.nn.box_detector import BoxDetector
 from rsgeoseg.nn.enhancer import PlainEnhancer, PyramidFpn
@@ -58,7 +58,7 @@ class SamDet(PromptableSam):
     """
 
     def __init__(self, encoder: Encoder, config: DetConfig, trunk: Encoder | None) -> None:
-        super().__init__(encoder, sam_decoder(encoder.spec))
+        super().__init__(encoder, sam_decoder(encoder.spec), PromptLoss(ways=("boxes",)))
         self.config = config
         self.trunk = trunk
         if not config.train_sam:
@@ -106,18 +106,14 @@ class SamDet(PromptableSam):
         Returns:
             Named terms; their sum is minimised.
         """
-        terms, features = {}, None
-        if self.trunk is None or self.config.train_sam:
-            seen = _prepared(images, self.encoder.spec)
-            features = self.encoder(seen)
-        if self.trunk is None:
-            assert features is not None
-            terms = self.detector.losses(self.pyramid(features), _size(seen), targets)
-        else:
+        if self.trunk is not None:
             alone = _prepared(images, self.trunk.spec)
             terms = self.detector.losses(self.pyramid(self.trunk(alone)), _size(alone), targets)
+            return terms | super().loss(images, targets) if self.config.train_sam else terms
+        seen = _prepared(images, self.encoder.spec)
+        features = self.encoder(seen)
+        terms = self.detector.losses(self.pyramid(features), _size(seen), targets)
         if self.config.train_sam:
-            assert features is not None
             scene = self.scene(features, _size(seen), self._origin(images))
             terms |= prompt_losses(self, scene, targets, self.loss_config)
         return terms

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
+from rsgeoseg.backbones.sam_fit import cut_masks
 from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
 from rsgeoseg.errors import PromptError
 from rsgeoseg.nn.box_head import Detections
-from rsgeoseg.nn.masks import crop_mask
+from rsgeoseg.nn.masks import crop_cut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rsgeoseg.backbones.features import Features
     from rsgeoseg.backbones.promptable import SamScene
     from rsgeoseg.models.sam_det.network import SamDet
+    from rsgeoseg.nn.masks import CutOut
 
 BOXES_AT_ONCE = 16
 """Boxes per call of SAM's decoder: more at once is slower on a CPU (caches), and no faster on a GPU per box."""
@@ -112,7 +114,7 @@ class DetSegmenter:
         shared = network.trunk is None
         scene = network.scene(features, size) if shared else self._look([chips[index] for index in busy])
         for row, index in enumerate(busy):
-            masks = self._masks(scene, index if shared else row, found[index].boxes)
+            masks = self._masks(scene, index if shared else row, found[index].boxes, chips[index].valid.shape)
             results[index] = _instances(found[index], masks, chips[index].valid)
         return results
 
@@ -122,7 +124,7 @@ class DetSegmenter:
 
         def forward(chips: list[Chip]) -> list[Instances]:
             names = self._name(chips, corners) if labels is None else labels
-            masks = self._masks(self._look(chips), 0, corners)
+            masks = self._masks(self._look(chips), 0, corners, chip.valid.shape)
             sure = torch.ones(len(corners), device=self.device)
             return [_instances(Detections(corners, sure, names), masks, chip.valid)]
 
@@ -141,29 +143,35 @@ class DetSegmenter:
         return trunk(images), (images.shape[-2], images.shape[-1])
 
     def _look(self, chips: list[Chip]) -> SamScene:
-        return self.network.look(images_of(chips, self.network.encoder.spec, self.device))
+        if self.network.trunk is not None:
+            return self.network.see(chips)
+        return self.network.look(images_of(chips, self.network.encoder.spec, self.device))  # as the detector sees them
 
-    def _masks(self, scene: SamScene, image: int, boxes: Tensor) -> list[Tensor]:
-        """Mask logits (H/4, W/4) of one image's boxes."""
+    def _masks(self, scene: SamScene, image: int, boxes: Tensor, shape: tuple[int, ...]) -> list[CutOut | None]:
+        """Cut the masks of one image's boxes out; ``shape`` is h, w of the chip."""
         alone, masks = scene.one(image), []
-        for part in boxes.split(BOXES_AT_ONCE) if len(boxes) else ():
+        for part in torch.split(boxes, BOXES_AT_ONCE) if len(boxes) else ():
             first = torch.zeros(len(part), dtype=torch.int64, device=self.device)
-            masks += list(self.network.decode(alone, first, boxes=part).logits[:, 0])
+            logits = self.network.decode(alone, first, boxes=part).logits[:, 0]
+            masks += cut_masks(logits, (shape[0], shape[1]), scene.fit)
         return masks
 
 
 def _checked(boxes: NDArray[np.float32]) -> Tensor:
     """Boxes as a tensor (N, 4), each with an inside."""
-    corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    corners = torch.as_tensor(boxes, dtype=torch.float32)
+    if corners.ndim != 2 or corners.shape[1] != 4:
+        msg = f"box prompts need an array (N, 4) of x0 y0 x1 y1, got {tuple(corners.shape)}"
+        raise PromptError(msg)
     if not (corners[:, 2:] > corners[:, :2]).all() or not torch.isfinite(corners).all():
         msg = "a box prompt needs x0 < x1 and y0 < y1, in chip pixels; leave out boxes without an inside"
         raise PromptError(msg)
     return corners
 
 
-def _instances(found: Detections, logits: Sequence[Tensor], valid: NDArray[np.bool_]) -> Instances:
-    """Cut the masks of one chip out; boxes without a valid pixel of mask are left out."""
-    cropped = [crop_mask(mask, valid) for mask in logits]
+def _instances(found: Detections, cuts: Sequence[CutOut | None], valid: NDArray[np.bool_]) -> Instances:
+    """Crop the masks of one chip to their boxes; boxes without a valid pixel of mask are left out."""
+    cropped = [crop_cut(cut, valid) for cut in cuts]
     kept = [index for index, (*_, quality) in enumerate(cropped) if quality > 0]
     return Instances(
         boxes=np.array([cropped[i][0] for i in kept], np.int32).reshape(-1, 4),
