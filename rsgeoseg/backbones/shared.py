@@ -57,7 +57,7 @@ def load_network(network: N, file: WeightsFile, path: Path, device: torch.device
     return network
 
 
-def _shared(encoder: PreparedEncoder[object]) -> Encoder:
+def _shared(encoder: PreparedEncoder[Any]) -> Encoder:
     """Give the process's encoder that is equal to this one: itself where it is the first."""
     where = next(encoder.parameters()).device
     layers = getattr(encoder, "layers", ())

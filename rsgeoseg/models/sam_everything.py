@@ -9,23 +9,20 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rsgeoseg.backbones.build import BACKBONES
-from rsgeoseg.backbones.chips import refuse_prompts, segment_alike
 from rsgeoseg.backbones.everything import EverythingConfig, default_everything, find_everything
-from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.network_segmenter import NetworkSegmenter, network_spec
 from rsgeoseg.backbones.prompt_loss import PromptLoss
 from rsgeoseg.backbones.prompt_segmenter import CLASSES
 from rsgeoseg.backbones.promptable import PromptableSam, build_promptable, load_promptable
-from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
 from rsgeoseg.nn.device import find_device
 from rsgeoseg.weights.files import config_from_json
 from rsgeoseg.weights.opening import open_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
+
+    from rsgeoseg.contract import Chip, Instances, ModelSpec
 
 __all__ = ["BACKBONES", "NAME", "SOURCE", "build", "default_config", "describe", "load", "segmenter"]
 
@@ -63,37 +60,26 @@ def build(
     return build_promptable(backbone, pretrained=pretrained, sam_checkpoint=sam_checkpoint, loss_config=asked)
 
 
-class EverythingSegmenter:
+class EverythingSegmenter(NetworkSegmenter[PromptableSam]):
     """Everything mode as the engine calls it.
 
     Args:
         network: on its device.
         spec: what it is.
         config: what is asked and what is kept.
-        autocast: run in bfloat16 where it is fast.
     """
 
-    def __init__(
-        self, network: PromptableSam, spec: ModelSpec, config: EverythingConfig, *, autocast: bool = False
-    ) -> None:
-        self.network = network.eval()
-        self.spec = spec
+    def __init__(self, network: PromptableSam, spec: ModelSpec, config: EverythingConfig) -> None:
+        super().__init__(network, spec)
         self.config = config
-        self.autocast = autocast
-        self.device = next(network.parameters()).device
         self.batch_size = 4 if self.device.type == "cuda" else 1
         """Chips at once that the engine starts with: the grid's prompts, not the chips, fill the device."""
 
     def at_threshold(self, score_threshold: float) -> EverythingSegmenter:
         """Give the same model with another least score, which is the predicted IoU."""
-        spec = replace(self.spec, score_threshold=score_threshold)
-        config = replace(self.config, pred_iou=score_threshold)
-        return EverythingSegmenter(self.network, spec, config, autocast=self.autocast)
-
-    def segment(self, chips: Sequence[Chip], prompts: Sequence[Prompts | None] | None = None) -> list[Instances]:
-        """Find the objects of each chip; see ``contract.Segmenter.segment``."""
-        refuse_prompts(self.spec, prompts)
-        return segment_alike(chips, self._forward, device=self.device, autocast=self.autocast)
+        other = super().at_threshold(score_threshold)
+        other.config = replace(self.config, pred_iou=score_threshold)
+        return other
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
         scene = self.network.see(chips)
@@ -126,15 +112,15 @@ def segmenter(
     chosen = config or default_everything(network.encoder.spec.name)
     if score_threshold is not None:
         chosen = replace(chosen, pred_iou=score_threshold)
-    full = ModelSpec(
+    full = network_spec(
+        network.encoder.spec,
         name=NAME,
         classes=CLASSES,
         score_threshold=chosen.pred_iou,
         source=SOURCE,
-        **{"chip_size": min(network.encoder.spec.image_size, 1024), "overlap": 128, **spec},
+        **spec,
     )
-    device = next(network.parameters()).device
-    return EverythingSegmenter(network, full, chosen, autocast=compute_dtype(device) is torch.bfloat16)
+    return EverythingSegmenter(network, full, chosen)
 
 
 def load(weights: str | Path | None = None, device: str = "auto") -> EverythingSegmenter:

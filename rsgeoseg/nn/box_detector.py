@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from rsgeoseg.nn.box_head import BoxHead, Detections, box_losses, detect, sample_proposals
@@ -94,5 +95,5 @@ class BoxDetector(nn.Module):
         counts = [len(boxes) for boxes in proposals]
         return [
             detect(*parts, size, score_threshold=score_threshold, most=most)
-            for parts in zip(class_logits.split(counts), deltas.split(counts), proposals, strict=True)
+            for parts in zip(torch.split(class_logits, counts), torch.split(deltas, counts), proposals, strict=True)
         ]

@@ -67,4 +67,5 @@ def masks_in_boxes(masks: Tensor, which: Tensor, boxes: Tensor, size: int) -> Te
         (R, size, size) float32 in {0, 1}.
     """
     rois = torch.cat([which[:, None].to(boxes.dtype), boxes], 1)
-    return (roi_align(masks[:, None].float(), rois, size, sampling_ratio=2, aligned=True)[:, 0] >= 0.5).float()
+    cut: Tensor = roi_align(masks[:, None].float(), rois, size, sampling_ratio=2, aligned=True)
+    return (cut[:, 0] >= 0.5).float()

@@ -16,6 +16,7 @@ from rsgeoseg.backbones.chips import images_of
 from rsgeoseg.backbones.fitted import Fit, fit_images
 from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
 from rsgeoseg.contract import Chip, Instances
+from rsgeoseg.models.rsprompter_anchor.network import RSPrompterAnchor
 from rsgeoseg.models.rsprompter_anchor.released import released_masks
 from rsgeoseg.nn.box_head import Detections, detect
 from rsgeoseg.nn.masks import crop_masks
@@ -35,7 +36,7 @@ LOWEST_SCORE = 0.05
 """Lowest class probability of a detection (released ``test_cfg``)."""
 
 
-class AnchorSegmenter(NetworkSegmenter["RSPrompterAnchor"]):
+class AnchorSegmenter(NetworkSegmenter[RSPrompterAnchor]):
     """RSPrompter-anchor as the engine calls it."""
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:

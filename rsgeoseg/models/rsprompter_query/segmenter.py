@@ -17,6 +17,7 @@ import torch
 from rsgeoseg.backbones.chips import images_of
 from rsgeoseg.backbones.fitted import Fit, fit_images
 from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
+from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
 from rsgeoseg.models.rsprompter_query.released import released_masks, released_pairs
 from rsgeoseg.nn.centres import strongest_peaks
 from rsgeoseg.nn.scored_masks import LOWEST_SCORE, scored_masks, whole_masks
@@ -39,7 +40,7 @@ MOST_QUERIES = 300
 """Most centre queries per chip, for networks that find their queries."""
 
 
-class QuerySegmenter(NetworkSegmenter["RSPrompterQuery"]):
+class QuerySegmenter(NetworkSegmenter[RSPrompterQuery]):
     """RSPrompter-query as the engine calls it."""
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:

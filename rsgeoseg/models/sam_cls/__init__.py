@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rsgeoseg.backbones.build import BACKBONES, build_encoder, start_from_sam
-from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.network_segmenter import network_spec
 from rsgeoseg.backbones.shared import load_network
-from rsgeoseg.contract import ModelSpec
 from rsgeoseg.models.sam_cls.config import ClsConfig
 from rsgeoseg.models.sam_cls.network import SamCls
 from rsgeoseg.models.sam_cls.segmenter import ClsSegmenter
@@ -79,15 +76,15 @@ def segmenter(network: SamCls, *, score_threshold: float = 0.5, **spec: Any) -> 
         score_threshold: objects below it are left out.
         spec: further fields of ``ModelSpec``.
     """
-    full = ModelSpec(
+    full = network_spec(
+        network.encoder.spec,
         name=NAME,
         classes=network.config.classes,
         score_threshold=score_threshold,
         source=SOURCE,
-        **{"chip_size": min(network.encoder.spec.image_size, 1024), "overlap": 128, **spec},
+        **spec,
     )
-    device = next(network.parameters()).device
-    return ClsSegmenter(network, full, autocast=compute_dtype(device) is torch.bfloat16)
+    return ClsSegmenter(network, full)
 
 
 def load(weights: str | Path | None = None, device: str = "auto") -> ClsSegmenter:

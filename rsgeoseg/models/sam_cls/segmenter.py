@@ -7,59 +7,30 @@ softmax, and pairs of mask and class compete. A third is not: images with fewer 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from rsgeoseg.backbones.chips import refuse_prompts, segment_alike
 from rsgeoseg.backbones.everything import EverythingConfig, find_everything
-from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
+from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
+from rsgeoseg.contract import Chip, Instances
 from rsgeoseg.models.sam_cls.crops import MaskCrops
+from rsgeoseg.models.sam_cls.network import SamCls
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
     from torch import Tensor
 
     from rsgeoseg.models.sam_cls.config import ClsConfig
-    from rsgeoseg.models.sam_cls.network import SamCls
     from rsgeoseg.nn.enhancer import Numerics
 
 CROPS_AT_ONCE = 32
 """Crops per call of the labeller: bounds its memory."""
 
 
-class ClsSegmenter:
-    """SAM-cls as the engine calls it.
-
-    Args:
-        network: the network, in evaluation mode on its device.
-        spec: what it is.
-        max_instances: most objects per chip.
-        autocast: run in bfloat16 where it is fast.
-    """
-
-    def __init__(self, network: SamCls, spec: ModelSpec, *, max_instances: int = 100, autocast: bool = False) -> None:
-        self.network = network.eval()
-        self.spec = spec
-        self.max_instances = max_instances
-        self.autocast = autocast
-        self.device = next(network.parameters()).device
-        self.batch_size = 8 if self.device.type == "cuda" else 1
-        """Chips at once that the engine starts with: on a CPU more would only take memory."""
-
-    def at_threshold(self, score_threshold: float) -> ClsSegmenter:
-        """Give the same model with another score threshold."""
-        spec = replace(self.spec, score_threshold=score_threshold)
-        return ClsSegmenter(self.network, spec, max_instances=self.max_instances, autocast=self.autocast)
-
-    def segment(self, chips: Sequence[Chip], prompts: Sequence[Prompts | None] | None = None) -> list[Instances]:
-        """Find the objects of each chip; see ``contract.Segmenter.segment``."""
-        refuse_prompts(self.spec, prompts)
-        return segment_alike(chips, self._forward, device=self.device, autocast=self.autocast)
+class ClsSegmenter(NetworkSegmenter[SamCls]):
+    """SAM-cls as the engine calls it."""
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
         network = self.network
@@ -81,7 +52,7 @@ class ClsSegmenter:
         if not logits:
             return Instances.empty()
         scores, labels, rows = ranked(torch.cat(logits), config.numerics, quality)
-        kept = np.flatnonzero(scores >= max(self.spec.score_threshold, 1e-6))[: self.max_instances]
+        kept = np.flatnonzero(scores >= max(self.lowest, 1e-6))[: self.max_instances]
         return Instances(
             boxes=found.boxes[large][rows[kept]],
             masks=[objects[row][1] for row in rows[kept]],

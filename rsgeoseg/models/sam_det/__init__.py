@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rsgeoseg.backbones.build import BACKBONES, build_encoder, start_from_sam
-from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.network_segmenter import network_spec
 from rsgeoseg.backbones.resnet import ResNetEncoder
 from rsgeoseg.backbones.shared import load_network
-from rsgeoseg.contract import ModelSpec
 from rsgeoseg.models.sam_det.config import DetConfig
 from rsgeoseg.models.sam_det.network import SamDet
 from rsgeoseg.models.sam_det.segmenter import DetSegmenter
@@ -88,16 +85,16 @@ def segmenter(network: SamDet, *, score_threshold: float = 0.5, **spec: Any) -> 
         score_threshold: objects below it need not be found.
         spec: further fields of ``ModelSpec``.
     """
-    full = ModelSpec(
+    full = network_spec(
+        network.encoder.spec,
         name=NAME,
         classes=network.config.classes,
         accepts=frozenset({"boxes"}),
         score_threshold=score_threshold,
         source=SOURCE,
-        **{"chip_size": min(network.encoder.spec.image_size, 1024), "overlap": 128, **spec},
+        **spec,
     )
-    device = next(network.parameters()).device
-    return DetSegmenter(network, full, autocast=compute_dtype(device) is torch.bfloat16)
+    return DetSegmenter(network, full)
 
 
 def load(weights: str | Path | None = None, device: str = "auto") -> DetSegmenter:

@@ -10,16 +10,17 @@ score 1: who draws a box has found the object. Boxes with known labels (the pape
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from rsgeoseg.backbones.chips import images_of, refuse_prompts, segment_alike
+from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
 from rsgeoseg.backbones.sam_fit import cut_masks
-from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
+from rsgeoseg.contract import Chip, Instances, Prompts
 from rsgeoseg.errors import PromptError
+from rsgeoseg.models.sam_det.network import SamDet
 from rsgeoseg.nn.box_head import Detections
 from rsgeoseg.nn.masks import crop_cut
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from rsgeoseg.backbones.features import Features
     from rsgeoseg.backbones.promptable import SamScene
-    from rsgeoseg.models.sam_det.network import SamDet
     from rsgeoseg.nn.masks import CutOut
 
 BOXES_AT_ONCE = 16
@@ -40,29 +40,8 @@ LOWEST_SCORE = 0.05
 """Lowest class probability of a detection (released ``test_cfg``)."""
 
 
-class DetSegmenter:
-    """SAM-det as the engine calls it.
-
-    Args:
-        network: the network, in evaluation mode on its device.
-        spec: what it is; its ``score_threshold`` also bounds the work.
-        max_instances: most objects per chip.
-        autocast: run in bfloat16 where it is fast.
-    """
-
-    def __init__(self, network: SamDet, spec: ModelSpec, *, max_instances: int = 100, autocast: bool = False) -> None:
-        self.network = network.eval()
-        self.spec = spec
-        self.max_instances = max_instances
-        self.autocast = autocast
-        self.device = next(network.parameters()).device
-        self.batch_size = 8 if self.device.type == "cuda" else 1
-        """Chips at once that the engine starts with: on a CPU more would only take memory."""
-
-    def at_threshold(self, score_threshold: float) -> DetSegmenter:
-        """Give the same model with another score threshold; objects below it need not be found."""
-        spec = replace(self.spec, score_threshold=score_threshold)
-        return DetSegmenter(self.network, spec, max_instances=self.max_instances, autocast=self.autocast)
+class DetSegmenter(NetworkSegmenter[SamDet]):
+    """SAM-det as the engine calls it."""
 
     def segment(self, chips: Sequence[Chip], prompts: Sequence[Prompts | None] | None = None) -> list[Instances]:
         """Find the objects of each chip, or those in the boxes given for it; see ``contract.Segmenter.segment``.
@@ -105,7 +84,7 @@ class DetSegmenter:
         """Detect, then let SAM look at the chips that have boxes: its encoder is the dearest part."""
         network = self.network
         features, size = self._features(chips)
-        lowest = max(self.spec.score_threshold, LOWEST_SCORE)
+        lowest = max(self.lowest, LOWEST_SCORE)
         found = network.detector.find(network.pyramid(features), size, score_threshold=lowest, most=self.max_instances)
         results = [Instances.empty() for _ in chips]
         busy = [index for index, detections in enumerate(found) if len(detections.boxes)]

@@ -13,13 +13,14 @@ import torch
 
 from rsgeoseg.backbones.chips import images_of
 from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
+from rsgeoseg.models.sam_seg_mask2former.network import SamSegMask2Former
 from rsgeoseg.nn.scored_masks import LOWEST_SCORE, scored_masks
 
 if TYPE_CHECKING:
     from rsgeoseg.contract import Chip, Instances
 
 
-class Mask2FormerSegmenter(NetworkSegmenter["SamSegMask2Former"]):
+class Mask2FormerSegmenter(NetworkSegmenter[SamSegMask2Former]):
     """SAM-seg (Mask2Former) as the engine calls it."""
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:

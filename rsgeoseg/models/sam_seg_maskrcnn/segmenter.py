@@ -15,6 +15,7 @@ import torch
 from rsgeoseg.backbones.chips import images_of
 from rsgeoseg.backbones.network_segmenter import NetworkSegmenter
 from rsgeoseg.contract import Chip, Instances
+from rsgeoseg.models.sam_seg_maskrcnn.network import SamSegMaskRcnn
 from rsgeoseg.nn.mask_head import paste_mask
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ LOWEST_SCORE = 0.05
 """Lowest class probability of a detection (released ``test_cfg``)."""
 
 
-class MaskRcnnSegmenter(NetworkSegmenter["SamSegMaskRcnn"]):
+class MaskRcnnSegmenter(NetworkSegmenter[SamSegMaskRcnn]):
     """SAM-seg (Mask R-CNN) as the engine calls it."""
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
