@@ -214,6 +214,24 @@ def test_lite_takes_no_sam_file(tmp_path):
         model.build("lite", model.default_config("lite", CLASSES), sam_checkpoint=tmp_path / "sam.pth")
 
 
+def test_decoder_share_lies_between_coarse_and_decoded_masks():
+    network = lite_network()
+    boxes = [torch.tensor([[8.0, 8.0, 70.0, 60.0]])]
+    with torch.no_grad():
+        last = network.sam.mask_decoder.output_hypernetworks_mlps[0].layers[-1]
+        torch.nn.init.normal_(last.weight, std=0.5)
+        scene = network.look(torch.randn(1, 3, 128, 128))
+        drawn = []
+        for share in (0.0, 0.5, 1.0):
+            network.config = dataclasses.replace(network.config, decoder_share=share)
+            drawn.append(network.masks(scene, boxes)[0])
+    coarse, half, whole = drawn
+    assert (whole - coarse).abs().max() > 0.1
+    torch.testing.assert_close(half, (coarse + whole) / 2, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        dataclasses.replace(network.config, decoder_share=1.5)
+
+
 def test_coarse_masks_are_for_the_pyramid_of_2024():
     with pytest.raises(ValueError, match="2023"):
         AnchorConfig(classes=CLASSES, coarse_masks=True, generation="2023")

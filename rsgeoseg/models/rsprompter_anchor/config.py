@@ -43,6 +43,9 @@ class AnchorConfig:
     coarse_masks: bool = False
     """A 28 x 28 mask from the box's features is the dense prompt, and SAM's decoder adds to it (not in the paper; for
     a decoder that learns from scratch)."""
+    decoder_share: float = 1.0
+    """With coarse masks: how much of what SAM's decoder adds to them is taken. Below one, the mask lies between the
+    coarse and the decoded one, which is steadier where the decoder was trained briefly."""
     skips: bool = False
     """Mask upscaling sees the encoder's maps at stride 4 and 8, as SAM 2's does (not in the paper)."""
     mask_scores: bool = False
@@ -53,6 +56,9 @@ class AnchorConfig:
         if self.generation == "2023" and (self.coarse_masks or self.aggregate == "embedding"):
             option = "coarse_masks" if self.coarse_masks else "aggregate 'embedding'"
             msg = f"{option} is for the pyramid of 2024; the published weights of 2023 have no such thing"
+            raise ValueError(msg)
+        if not 0 <= self.decoder_share <= 1:
+            msg = f"decoder_share is {self.decoder_share}; it must lie between 0 and 1"
             raise ValueError(msg)
 
     @property

@@ -239,4 +239,4 @@ class RSPrompterAnchor(nn.Module):
         given = place_logits(coarse.detach(), torch.cat(list(boxes)), (h // 4, w // 4), stride=4)
         dense = self.sam.dense_prompts(given)
         decoded, _ = self.sam(scene.embedding, scene.embedding_pe, image, sparse, dense, scene.skips)
-        return given + decoded.float(), coarse
+        return given + self.config.decoder_share * decoded.float(), coarse
