@@ -66,10 +66,11 @@ def test_list_models():
 
 
 @pytest.mark.slow
-def test_the_example_is_mapped_well(tmp_path):
-    """The README's first command: most true objects of the example are found, with sane sizes and no duplicates."""
+@pytest.mark.parametrize("model", ["rsprompter-query", "rsprompter-anchor"])
+def test_the_example_is_mapped_well(tmp_path, model):
+    """The README's commands: most true objects of the example are found, with sane sizes and no duplicates."""
     truth = geopandas.read_file(EXAMPLES / "harbour_town_truth.gpkg")
-    found = rsgeoseg.run(EXAMPLES / "harbour_town.tif", output=tmp_path / "found.gpkg")
+    found = rsgeoseg.run(EXAMPLES / "harbour_town.tif", model=model, output=tmp_path / "found.gpkg")
     result = polygon_metrics(truth, found)
     assert result.n_matched >= 0.75 * result.n_truth
     assert result.n_found <= 1.15 * result.n_truth

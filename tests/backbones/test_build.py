@@ -162,7 +162,7 @@ VIDEO = ("memory_", "obj_ptr_", "no_mem_pos_enc", "maskmem_", "no_obj_", "mask_d
 def test_files_of_another_backbone_are_refused(tmp_path, backbone):
     path = write(tmp_path / "b.pth", "sam-vit-b", "sam", official("sam-vit-b", "sam"))
     kind, words = {
-        "sam-vit-l": (WeightsError, "expected sam-vit-l, found sam-vit-b"),
+        "sam-vit-l": (WeightsError, "expected ViT-L, found 768-wide ViT-B"),
         "lite": (ModelError, "lite backbone takes no SAM checkpoint"),
     }[backbone]
     with pytest.raises(kind, match=words):
