@@ -34,7 +34,7 @@ from rsgeoseg.evaluate.polygons import PolygonResult, polygon_metrics
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rsgeoseg.datasets.coco import LabelledImage
+    from rsgeoseg.datasets.labelled import LabelledImage
 
 ORIGIN = (500_000.0, 5_400_000.0)
 CRS = "EPSG:32631"
@@ -98,7 +98,7 @@ def build_mosaic(
     shapes, names = [], []
     for image, (x0, y0) in zip(images, corners, strict=True):
         canvas[:, y0 : y0 + image.height, x0 : x0 + image.width] = image.read().transpose(2, 0, 1)
-        for label, rings in zip(image.labels.tolist(), image.polygons, strict=True):
+        for label, rings in zip(image.labels.tolist(), image.shapes, strict=True):
             moved = [shapely.Polygon(_to_world(ring + np.array([x0, y0]), affine)) for ring in rings if len(ring) > 2]
             shapes.append(shapely.union_all(shapely.make_valid(moved)))
             names.append(classes[label])
@@ -178,12 +178,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder to keep scene, truth, result and figures in")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    data = CocoInstances.open(args.images, args.annotations)
+    data = CocoInstances(args.images, args.annotations)
     chosen = data if args.all else data.split()[1]
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        figures = measure(build_mosaic(chosen.images, chosen.classes, folder, gap=args.gap), args, folder)
+        figures = measure(
+            build_mosaic([chosen.labelled(i) for i in range(len(chosen))], chosen.classes, folder, gap=args.gap),
+            args,
+            folder,
+        )
         path = folder / "mosaic.json"
         path.write_text(json.dumps(figures, indent=1))
         _print(figures, path)

@@ -1,7 +1,8 @@
 """Training crops: large-scale jitter, the eight symmetries of a plane, colour, mosaic.
 
-Objects are carried as polygons and drawn after the geometry is settled, so masks are never resampled. Everything is a
-function of a random generator: the same generator gives the same crop.
+Objects given as polygons are drawn after the geometry is settled, so their masks are never resampled; objects given as
+masks are turned and scaled once, to the nearest pixel. Everything is a function of a random generator: the same
+generator gives the same crop.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
+from rsgeoseg.datasets.labelled import bounds, tight_boxes, to_rle
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from rsgeoseg.datasets.coco import LabelledImage
+    from rsgeoseg.datasets.labelled import LabelledImage, Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,26 +80,28 @@ def draw_crop(
         matrix = _geometry(image, side, config, rng)
         row, column = divmod(index, parts)
         where = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
-        centres = matrix.copy()  # cv2 counts pixel centres as integers, annotations count pixel corners
-        centres[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5
         canvas[where] = cv2.warpAffine(
             rgb,
-            centres,
+            at_centres(matrix),
             (side, side),
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(127, 127, 127),
         )
-        for label, rings in zip(image.labels.tolist(), image.polygons, strict=True):
-            mask = _draw(rings, matrix, side, config.smallest_part)
+        for label, shape in zip(image.labels.tolist(), image.shapes, strict=True):
+            mask = _draw(shape, matrix, side, config.smallest_part)
             if mask is not None:
                 full = np.zeros((config.crop, config.crop), np.uint8)
                 full[where] = mask
                 labels.append(label)
                 masks.append(full)
     stacked = np.stack(masks) if masks else np.zeros((0, config.crop, config.crop), np.uint8)
-    boxes = np.array([_tight(mask) for mask in stacked], np.float32).reshape(-1, 4)
-    return Crop(image=_recolour(canvas, config, rng), labels=np.array(labels, np.int64), boxes=boxes, masks=stacked)
+    return Crop(
+        image=_recolour(canvas, config, rng),
+        labels=np.array(labels, np.int64),
+        boxes=tight_boxes(stacked),
+        masks=stacked,
+    )
 
 
 def _geometry(image: LabelledImage, side: int, config: AugmentConfig, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -109,8 +114,8 @@ def _geometry(image: LabelledImage, side: int, config: AugmentConfig, rng: np.ra
     span = side / scale
     room = np.array([image.width, image.height], float)
     if len(image.labels) and rng.random() < config.centred:
-        rings = image.polygons[int(rng.integers(len(image.labels)))]
-        wanted = (rings[0].min(0) + rings[0].max(0)) / 2 + rng.uniform(-0.3, 0.3, 2) * span
+        x0, y0, x1, y1 = bounds(image.shapes[int(rng.integers(len(image.labels)))])
+        wanted = np.array([x0 + x1, y0 + y1]) / 2 + rng.uniform(-0.3, 0.3, 2) * span
     else:
         wanted = rng.uniform(0, 1, 2) * room
     # inside the image where it is larger than the crop, anywhere in the crop where it is smaller
@@ -121,32 +126,36 @@ def _geometry(image: LabelledImage, side: int, config: AugmentConfig, rng: np.ra
     return np.column_stack([linear, shift])
 
 
-def _draw(
-    rings: Sequence[NDArray[np.float64]], matrix: NDArray[np.float64], side: int, smallest: float
-) -> NDArray[np.uint8] | None:
-    moved = [ring @ matrix[:, :2].T + matrix[:, 2] for ring in rings]
-    points = np.concatenate(moved)
-    low, high = points.min(0), points.max(0)
-    if (high <= 0).any() or (low >= side).any():
+def _draw(shape: Shape, matrix: NDArray[np.float64], side: int, smallest: float) -> NDArray[np.uint8] | None:
+    """Draw a moved object in a square of ``side``; None where too little of it is left."""
+    x0, y0, x1, y1 = bounds(shape)
+    corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]) @ matrix[:, :2].T + matrix[:, 2]
+    if (corners.max(0) <= 0).any() or (corners.min(0) >= side).any():
         return None
-    # pycocotools draws as the annotations are scored; cv2.fillPoly would add half a pixel all around
-    runs = rle.frPyObjects([ring.ravel().tolist() for ring in moved], side, side)
-    mask = np.asarray(rle.decode(rle.merge(runs)))
-    whole = sum(abs(_area(ring)) for ring in moved)
+    if isinstance(shape, dict):
+        whole = float(rle.area(shape)) * abs(float(np.linalg.det(matrix[:, :2])))
+        mask = cv2.warpAffine(rle.decode(shape), at_centres(matrix), (side, side), flags=cv2.INTER_NEAREST)
+    else:
+        moved = [ring @ matrix[:, :2].T + matrix[:, 2] for ring in shape]
+        whole = sum(abs(_area(ring)) for ring in moved)
+        # pycocotools draws as the annotations are scored; cv2.fillPoly would add half a pixel all around
+        mask = rle.decode(to_rle(tuple(moved), side, side))
     visible = int(mask.sum())
     if visible < 16 or visible < smallest * whole:
         return None
-    return mask
+    return np.asarray(mask)
+
+
+def at_centres(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rewrite an affine of pixel corners for OpenCV, which counts pixel centres as integers."""
+    out = matrix.copy()
+    out[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5
+    return out
 
 
 def _area(ring: NDArray[np.float64]) -> float:
     x, y = ring.T
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
-
-
-def _tight(mask: NDArray[np.uint8]) -> tuple[int, int, int, int]:
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
 def _recolour(rgb: NDArray[np.uint8], config: AugmentConfig, rng: np.random.Generator) -> NDArray[np.uint8]:

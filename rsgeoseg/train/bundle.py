@@ -50,7 +50,7 @@ def bundle(
         gsd_range: metres per pixel of the training images.
     """
     description = read_weights(weights).description
-    _, held = CocoInstances.open(images, annotations).split()
+    _, held = CocoInstances(images, annotations).split()
     model = load_model(description["model"], weights=weights)
     accuracy = evaluate_images(model.at_threshold(VALIDATION_THRESHOLD), held)  # type: ignore[attr-defined]
     target = BUNDLED / f"{card_id}.safetensors"

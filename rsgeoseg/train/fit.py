@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rsgeoseg.contract import Segmenter
+    from rsgeoseg.datasets.instances import InstanceDataset
     from rsgeoseg.evaluate.coco import CocoResult
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ def train(
     """
     where = find_device(device)
     last = _prepare(config, output, resume=resume)
-    data = CocoInstances.open(config.images, config.annotations)
+    data = CocoInstances(config.images, config.annotations)
     kept, held = (data, data) if config.overfit else data.split()
     torch.manual_seed(config.seed)
     package = TRAINABLE[config.model]
@@ -209,7 +210,7 @@ def _prepare(config: TrainConfig, output: Path, *, resume: bool) -> Path | None:
 class _Stream(TrainingModule):
     """A training module that brings its own crops: an epoch is ``interval`` steps."""
 
-    def __init__(self, network: nn.Module, config: TrainConfig, data: CocoInstances) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, data: InstanceDataset) -> None:
         super().__init__(network, OptimConfig(lr=config.lr), steps=config.steps, seed=config.seed)
         self.run = config
         self.data = data
@@ -246,7 +247,7 @@ class _Validation(Callback):
     """Mask AP of the averaged weights at the end of every interval."""
 
     def __init__(
-        self, data: CocoInstances, config: TrainConfig, report: Callable[[int, CocoResult], None] | None
+        self, data: InstanceDataset, config: TrainConfig, report: Callable[[int, CocoResult], None] | None
     ) -> None:
         self.data, self.config, self.report = data, config, report
         self.result: CocoResult | None = None
@@ -271,13 +272,12 @@ class _Validation(Callback):
         return result
 
 
-def evaluate_images(segmenter: Segmenter, data: CocoInstances) -> CocoResult:
+def evaluate_images(segmenter: Segmenter, data: InstanceDataset) -> CocoResult:
     """Mask AP of a segmenter on whole images, one chip each."""
-    sizes = {image.image_id: image for image in data.images}
+    truth = data.to_coco()
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     found: list[Mapping[str, Any]] = []
     for image_id, instances in segment_images(segmenter, data):
-        image = sizes[image_id]
-        found += instances_to_coco(
-            image_id, instances, height=image.height, width=image.width, category_ids=data.category_ids
-        )
-    return coco_metrics(data.annotations, found, image_ids=list(sizes))
+        height, width = sizes[image_id]
+        found += instances_to_coco(image_id, instances, height=height, width=width, category_ids=data.category_ids)
+    return coco_metrics(truth, found, image_ids=list(sizes))

@@ -10,9 +10,11 @@ from torch.utils.data import Dataset
 from rsgeoseg.train.augment import AugmentConfig, Crop, draw_crop
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from rsgeoseg.datasets.coco import CocoInstances, LabelledImage
+    from rsgeoseg.datasets.instances import InstanceDataset
 
 RARE_SHARE = 0.25
 """A class on a smaller share of the images is shown more often (repeat-factor sampling, LVIS section 3.3)."""
@@ -29,10 +31,10 @@ class CropStream(Dataset[Crop]):
         length: number of crops.
     """
 
-    def __init__(self, data: CocoInstances, config: AugmentConfig, *, seed: int, start: int, length: int) -> None:
+    def __init__(self, data: InstanceDataset, config: AugmentConfig, *, seed: int, start: int, length: int) -> None:
         self.data, self.config, self.seed, self.start, self.length = data, config, seed, start, length
         self._pixels: dict[int, NDArray[np.uint8]] = {}
-        self._order = _repeated(data.images, len(data.classes))
+        self._order = _repeated([data.labelled(i).labels for i in range(len(data))], len(data.classes))
 
     def __len__(self) -> int:
         """Count crops."""
@@ -49,24 +51,24 @@ class CropStream(Dataset[Crop]):
         chosen = [self._order[order[place]]]
         if rng.random() < self.config.mosaic:
             chosen += [self._order[int(i)] for i in rng.integers(len(self._order), size=3)]
-        images = [self.data.images[i] for i in chosen]
+        images = [self.data.labelled(i) for i in chosen]
         return draw_crop([self._read(i) for i in chosen], images, self.config, rng)
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         if index not in self._pixels:
-            self._pixels[index] = self.data.images[index].read()
+            self._pixels[index] = self.data.labelled(index).read()
         return self._pixels[index]
 
 
-def _repeated(images: tuple[LabelledImage, ...], classes: int) -> list[int]:
+def _repeated(labels: Sequence[NDArray[np.int64]], classes: int) -> list[int]:
     """Image indices, those with rare classes more than once."""
     shown = np.zeros(classes)
-    for image in images:
-        shown[np.unique(image.labels)] += 1
-    factor = np.maximum(1.0, np.sqrt(RARE_SHARE / np.maximum(shown / len(images), 1e-6)))
+    for present in labels:
+        shown[np.unique(present)] += 1
+    factor = np.maximum(1.0, np.sqrt(RARE_SHARE / np.maximum(shown / len(labels), 1e-6)))
     order: list[int] = []
-    for index, image in enumerate(images):
-        repeats = float(factor[image.labels].max()) if len(image.labels) else 1.0
+    for index, present in enumerate(labels):
+        repeats = float(factor[present].max()) if len(present) else 1.0
         # in half steps: an image with factor 1.5 comes three times in a list where others come twice
         order += [index] * max(1, round(2 * repeats))
     return order

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rsgeoseg.contract import Instances, Segmenter
-    from rsgeoseg.datasets.coco import CocoInstances
+    from rsgeoseg.datasets.instances import InstanceDataset
 
 
-def segment_images(segmenter: Segmenter, data: CocoInstances) -> Iterator[tuple[int, Instances]]:
+def segment_images(segmenter: Segmenter, data: InstanceDataset) -> Iterator[tuple[int, Instances]]:
     """Run a segmenter on every image as one chip, whatever its size; yields (image id, instances)."""
-    for image in data.images:
+    for index in range(len(data)):
+        image = data.labelled(index)
         pixels = np.ascontiguousarray(image.read().transpose(2, 0, 1))
         chip = Chip(image=pixels, valid=np.ones(pixels.shape[1:], np.bool_))
         yield image.image_id, segmenter.segment([chip])[0]

@@ -63,7 +63,7 @@ def make_set(folder):
         )
     categories = [{"id": 1, "name": "ship"}, {"id": 2, "name": "tank"}]
     (folder / "a.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return CocoInstances.open(folder, folder / "a.json")
+    return CocoInstances(folder, folder / "a.json")
 
 
 def test_scene_and_truth_agree(tmp_path, mosaic):
@@ -82,6 +82,6 @@ def test_scene_and_truth_agree(tmp_path, mosaic):
 
 def test_only_every_fifth_image_is_held_out(tmp_path, mosaic):
     held = make_set(tmp_path).split()[1]
-    assert [image.path.name for image in held.images] == ["0.png", "5.png"]
-    made = mosaic.build_mosaic(held.images, held.classes, tmp_path)
+    assert [held.labelled(i).name for i in range(len(held))] == ["0.png", "5.png"]
+    made = mosaic.build_mosaic([held.labelled(i) for i in range(len(held))], held.classes, tmp_path)
     assert len(geopandas.read_file(made.truth)) == 2

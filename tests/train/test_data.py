@@ -49,25 +49,25 @@ def make_folder(root, count, side=96):
 
 
 def test_images_come_by_file_name_and_every_fifth_is_held_out(folder):
-    data = CocoInstances.open(folder, folder / "coco.json")
-    names = [image.path.name for image in data.images]
+    data = CocoInstances(folder, folder / "coco.json")
+    names = [image.name for image in data.images]
     assert names == sorted(names)
     assert data.classes == ("a", "b")
     assert data.category_ids == (4, 5)
     kept, held = data.split()
-    assert [i.path.name for i in held.images] == [names[0], names[5]]
-    assert [i.path.name for i in kept.images] == [n for k, n in enumerate(names) if k not in (0, 5)]
+    assert [held.labelled(i).name for i in range(len(held))] == [names[0], names[5]]
+    assert [kept.labelled(i).name for i in range(len(kept))] == [n for k, n in enumerate(names) if k not in (0, 5)]
 
 
 def test_missing_image_is_named(folder):
     (folder / "003.png").unlink()
     with pytest.raises(UsageError, match=r"003\.png"):
-        CocoInstances.open(folder, folder / "coco.json")
+        CocoInstances(folder, folder / "coco.json")
 
 
 def test_size_that_differs_from_the_annotation_is_refused(folder):
     cv2.imwrite(str(folder / "002.png"), np.zeros((90, 96, 3), np.uint8))
-    data = CocoInstances.open(folder, folder / "coco.json")
+    data = CocoInstances(folder, folder / "coco.json")
     with pytest.raises(UsageError, match="annotated as 96 x 96"):
         data.images[1].read()
 
@@ -76,12 +76,12 @@ def test_size_that_differs_from_the_annotation_is_refused(folder):
 def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UsageError, match=r"x\.json"):
-        CocoInstances.open(tmp_path, tmp_path / "x.json")
+        CocoInstances(tmp_path, tmp_path / "x.json")
 
 
 def test_a_mask_lies_exactly_on_its_object_in_any_geometry(folder):
     """The bright square is the object: after scale, turn, mirror and shift its mask covers it alone."""
-    data = CocoInstances.open(folder, folder / "coco.json")
+    data = CocoInstances(folder, folder / "coco.json")
     config = AugmentConfig(crop=128, scale=(0.9, 1.6), mosaic=0, colour=0, blur=0, centred=1.0)
     seen = 0
     for seed in range(40):
@@ -100,7 +100,7 @@ def test_a_mask_lies_exactly_on_its_object_in_any_geometry(folder):
 
 
 def test_mosaic_keeps_objects_in_their_quarter(folder):
-    data = CocoInstances.open(folder, folder / "coco.json")
+    data = CocoInstances(folder, folder / "coco.json")
     config = AugmentConfig(crop=128, scale=(1.0, 1.0), mosaic=1, colour=0, blur=0, centred=1.0)
     images = list(data.images[:4])
     crop = draw_crop([i.read() for i in images], images, config, np.random.default_rng(0))
@@ -111,7 +111,7 @@ def test_mosaic_keeps_objects_in_their_quarter(folder):
 
 
 def test_stream_is_a_function_of_seed_and_number(folder):
-    data = CocoInstances.open(folder, folder / "coco.json")
+    data = CocoInstances(folder, folder / "coco.json")
     config = AugmentConfig(crop=64)
     whole = CropStream(data, config, seed=3, start=0, length=20)
     resumed = CropStream(data, config, seed=3, start=8, length=4)

@@ -7,6 +7,7 @@ chips, masks go back to them as in the authors' code (``released``).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,10 +55,15 @@ class AnchorSegmenter(NetworkSegmenter[RSPrompterAnchor]):
         return results
 
     def _detect(self, scene: Scene) -> tuple[list[Detections], list[list[Tensor]]]:
-        """Boxes of each image, and the mask logits (H/4, W/4) of each box."""
+        """Boxes of each image, and the mask logits (H/4, W/4) of each box.
+
+        Boxes and classes in float32: bfloat16 moves scores across the thresholds that decide which objects there are.
+        """
         network = self.network
-        proposals, _ = network.rpn.propose(scene.maps, scene.size)
-        class_logits, deltas = network.classify(scene, proposals)
+        with torch.autocast(self.device.type, enabled=False):
+            exact = replace(scene, maps=[x.float() for x in scene.maps], placed=[x.float() for x in scene.placed])
+            proposals, _ = network.rpn.propose(exact.maps, exact.size)
+            class_logits, deltas = network.classify(exact, proposals)
         counts = [len(boxes) for boxes in proposals]
         found = [
             detect(

@@ -249,15 +249,19 @@ class RSPrompterQuery(nn.Module):
         return Queries(content=self.content(centres.features), position=self.place(sine), centres=centres)
 
     def decode(self, scene: Scene, queries: Queries) -> list[PredictionSet]:
-        """Run the query decoder (Eq. 7): ``decoder_layers + 1`` prediction sets, the last one the result."""
-        state = queries.content
-        sets = [self._predict(state)]
-        for index, layer in enumerate(self.layers):
-            level = index % len(scene.memories)
-            blocked = self._blocked(scene, sets[-1], queries.centres, scene.memory_shapes[level])
-            memory, position = scene.memories[level], scene.memory_positions[level]
-            state = layer(state, queries.position, memory, position, blocked, queries.apart)
-            sets.append(self._predict(state))
+        """Run the query decoder (Eq. 7): ``decoder_layers + 1`` prediction sets, the last one the result.
+
+        In float32: a few hundred tokens decide which objects there are, and bfloat16 moves scores across the threshold.
+        """
+        with torch.autocast(scene.embedding.device.type, enabled=False):
+            state, position = queries.content.float(), queries.position.float()
+            sets = [self._predict(state)]
+            for index, layer in enumerate(self.layers):
+                level = index % len(scene.memories)
+                blocked = self._blocked(scene, sets[-1], queries.centres, scene.memory_shapes[level])
+                memory, place = scene.memories[level].float(), scene.memory_positions[level].float()
+                state = layer(state, position, memory, place, blocked, queries.apart)
+                sets.append(self._predict(state))
         return sets
 
     def _predict(self, state: Tensor) -> PredictionSet:

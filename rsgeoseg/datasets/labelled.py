@@ -1,0 +1,189 @@
+"""One image and the objects it shows: what every instance dataset gives and every training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import cv2
+import numpy as np
+from pycocotools import mask as rle
+
+from rsgeoseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+Rings: TypeAlias = "tuple[NDArray[np.float64], ...]"
+"""Outlines of one object, (K, 2) x y pixels each; their union is the object, as in COCO."""
+Rle: TypeAlias = "dict[str, Any]"
+"""COCO's compressed run-length encoding of one object in its whole image, ``size`` (H, W) and ``counts`` bytes."""
+Shape: TypeAlias = "Rings | Rle"
+Reader: TypeAlias = "Callable[[], NDArray[np.uint8]]"
+"""Gives the pixels (H, W, 3) uint8 RGB; can be pickled, so that worker processes can read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """Reads an 8-bit image file as RGB."""
+
+    path: Path
+
+    def __call__(self) -> NDArray[np.uint8]:
+        """Read the file.
+
+        Raises:
+            UsageError: it cannot be read as an image.
+        """
+        # imdecode and not imread: OpenCV cannot open paths with other letters on Windows
+        try:
+            pixels = cv2.imdecode(np.fromfile(self.path, np.uint8), cv2.IMREAD_COLOR)
+        except (OSError, cv2.error):
+            pixels = None
+        if pixels is None:
+            msg = f"{self.path}: cannot be read as an image; check the file or leave it out of the annotations"
+            raise UsageError(msg)
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledImage:
+    """One image and what it shows; the pixels are read when asked for."""
+
+    name: str
+    """Unique in its dataset: path below the dataset's root with forward slashes, or a chip's name."""
+    image_id: int
+    """Unique in its dataset: COCO image id where there is one."""
+    width: int
+    """Columns."""
+    height: int
+    """Rows."""
+    labels: NDArray[np.int64]
+    """(N,) indices into the dataset's classes."""
+    shapes: tuple[Shape, ...]
+    """N objects."""
+    reader: Reader
+    """Where the pixels come from."""
+    cut: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """(N,) True where the image's edge cuts the object; empty where that is not known."""
+
+    def read(self) -> NDArray[np.uint8]:
+        """Read the pixels, (H, W, 3) uint8 RGB.
+
+        Raises:
+            UsageError: they cannot be read, or their size differs from the annotation.
+        """
+        pixels = self.reader()
+        if pixels.shape[:2] != (self.height, self.width):
+            sizes = f"{pixels.shape[1]} x {pixels.shape[0]} but annotated as {self.width} x {self.height}"
+            msg = f"{self.name}: is {sizes}; its masks would lie beside their objects: mend the file or leave it out"
+            raise UsageError(msg)
+        return pixels
+
+    def masks(self) -> NDArray[np.uint8]:
+        """Draw the objects, (N, H, W) in {0, 1}."""
+        out = np.zeros((len(self.shapes), self.height, self.width), np.uint8)
+        for mask, shape in zip(out, self.shapes, strict=True):
+            mask[...] = rle.decode(to_rle(shape, self.height, self.width))
+        return out
+
+
+def to_rle(shape: Shape, height: int, width: int) -> Rle:
+    """Encode a shape as pycocotools draws and scores it.
+
+    Args:
+        shape: rings, or an encoding (then returned as it is).
+        height: of the image, pixels.
+        width: of the image, pixels.
+    """
+    if isinstance(shape, dict):
+        return shape
+    runs = rle.frPyObjects([ring.ravel().tolist() for ring in shape], height, width)
+    encoded: Rle = rle.merge(runs)
+    return encoded
+
+
+def encode_masks(masks: NDArray[Any]) -> list[Rle]:
+    """Encode masks (N, H, W), nonzero = object."""
+    return [rle.encode(np.asfortranarray(mask != 0, np.uint8)) for mask in masks]
+
+
+def bounds(shape: Shape) -> tuple[float, float, float, float]:
+    """Return x0 y0 x1 y1 of a shape, pixels."""
+    if isinstance(shape, dict):
+        x, y, w, h = rle.toBbox(shape).tolist()
+        return x, y, x + w, y + h
+    points = np.concatenate(shape)
+    (x0, y0), (x1, y1) = points.min(0).tolist(), points.max(0).tolist()
+    return x0, y0, x1, y1
+
+
+def tight_boxes(masks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return (N, 4) half-open x0 y0 x1 y1 of masks (N, H, W); zeros for an empty mask."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for box, mask in zip(boxes, masks, strict=True):
+        ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if len(ys):
+            box[:] = xs[0], ys[0], xs[-1] + 1, ys[-1] + 1
+    return boxes
+
+
+def components(label: NDArray[Any], *, value: int | None = None, smallest: int = 1) -> list[Rle]:
+    """Split a raster into its 8-connected components, one object each.
+
+    Args:
+        label: (H, W) raster.
+        value: the components of this value; None = of everything but zero.
+        smallest: components with fewer pixels are left out.
+
+    Returns:
+        Encoded masks, from the top down.
+    """
+    wanted = np.asarray(label != 0 if value is None else label == value, np.uint8)
+    count, numbers, stats, _ = cv2.connectedComponentsWithStats(wanted, connectivity=8)
+    found = []
+    for number in range(1, count):
+        x, y, w, h, area = stats[number].tolist()
+        if area >= smallest:
+            whole = np.zeros(wanted.shape, np.uint8, order="F")
+            whole[y : y + h, x : x + w] = numbers[y : y + h, x : x + w] == number
+            found.append(rle.encode(whole))
+    return found
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Return height and width of an image file without reading its pixels.
+
+    Raises:
+        UsageError: it is not an image.
+    """
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  (only for its header)
+
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, UnidentifiedImageError) as error:
+        msg = f"{path}: cannot be read as an image ({error})"
+        raise UsageError(msg) from error
+
+
+def list_missing(root: Path, wanted: Sequence[str], layout: str) -> None:
+    """Refuse a dataset folder that lacks files.
+
+    Args:
+        root: the dataset's folder.
+        wanted: paths below it.
+        layout: a picture of the expected folder, shown in the message.
+
+    Raises:
+        UsageError: some are missing; the message counts them, names the first five and shows the layout.
+    """
+    missing = [name for name in wanted if not (root / name).exists()]
+    if missing:
+        first = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        msg = f"{root}: {len(missing)} of {len(wanted)} expected files are missing: {first}\nexpected:\n{layout}"
+        raise UsageError(msg)
