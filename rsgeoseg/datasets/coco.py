@@ -97,7 +97,8 @@ def _labelled(
     for annotation in document["annotations"]:
         image_id, category = int(annotation["image_id"]), int(annotation["category_id"])
         if image_id not in of_image or category not in index_of:
-            msg = f"{source}: annotation {annotation['id']} is of image {image_id} and category {category}, one is unknown"
+            what = f"image {image_id} and category {category}"
+            msg = f"{source}: annotation {annotation['id']} is of {what}, and the file has no such thing"
             raise UsageError(msg)
         if not annotation.get("iscrowd", 0):
             of_image[image_id].append(annotation)
@@ -130,6 +131,6 @@ def _shape(segmentation: Any, source: Path, annotation_id: object, height: int, 
         return {"size": [height, width], "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
     rings = tuple(np.asarray(ring, np.float64).reshape(-1, 2) for ring in segmentation or [] if len(ring) >= 6)
     if not rings:
-        msg = f"{source}: annotation {annotation_id} has no polygon of three points or more and no mask; mend or remove it"
+        msg = f"{source}: annotation {annotation_id} has neither a polygon of three points nor a mask; remove it"
         raise UsageError(msg)
     return rings

@@ -77,7 +77,8 @@ class InstanceDataset(NonGeoDataset, ABC):
 
     def to_coco(self) -> dict[str, Any]:
         """Describe the dataset as a COCO instances document, ready for JSON."""
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index in range(len(self)):
             image = self.labelled(index)
             images.append({"id": image.image_id, "file_name": image.name, "width": image.width, "height": image.height})
