@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cv2
@@ -131,6 +132,30 @@ def tight_boxes(masks: NDArray[np.uint8]) -> NDArray[np.float32]:
     return boxes
 
 
+def encode_numbered(numbers: NDArray[Any], count: int) -> list[Rle]:
+    """Encode all objects of a raster in one pass over it; an object may have several parts.
+
+    Args:
+        numbers: (H, W) integers, 0 = no object, 1 to ``count`` = that object.
+        count: how many objects.
+    """
+    height, width = numbers.shape
+    column_wise = numbers.ravel(order="F")  # the order of COCO's run lengths
+    starts = np.flatnonzero(np.diff(column_wise, prepend=-1))
+    stops = np.append(starts[1:], column_wise.size)
+    owners = column_wise[starts]
+    by_owner = np.argsort(owners, kind="stable")
+    first_runs = np.searchsorted(owners[by_owner], np.arange(1, count + 2))
+    found: list[Rle] = []
+    for first, last in pairwise(first_runs.tolist()):
+        mine = by_owner[first:last]
+        changes = np.concatenate([[0], np.column_stack([starts[mine], stops[mine]]).ravel(), [column_wise.size]])
+        lengths = np.diff(changes)
+        runs = lengths[:-1] if lengths[-1] == 0 else lengths
+        found.append(rle.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width))
+    return found
+
+
 def components(label: NDArray[Any], *, value: int | None = None, smallest: int = 1) -> list[Rle]:
     """Split a raster into its 8-connected components, one object each.
 
@@ -143,15 +168,39 @@ def components(label: NDArray[Any], *, value: int | None = None, smallest: int =
         Encoded masks, from the top down.
     """
     wanted = np.asarray(label != 0 if value is None else label == value, np.uint8)
-    count, numbers, stats, _ = cv2.connectedComponentsWithStats(wanted, connectivity=8)
-    found = []
-    for number in range(1, count):
-        x, y, w, h, area = stats[number].tolist()
-        if area >= smallest:
-            whole = np.zeros(wanted.shape, np.uint8, order="F")
-            whole[y : y + h, x : x + w] = numbers[y : y + h, x : x + w] == number
-            found.append(rle.encode(whole))
-    return found
+    _, numbers, stats, _ = cv2.connectedComponentsWithStats(wanted, connectivity=8)
+    kept = stats[:, cv2.CC_STAT_AREA] >= smallest
+    kept[0] = False  # the background
+    renumbered = np.cumsum(kept) * kept
+    return encode_numbered(renumbered[numbers], int(kept.sum()))
+
+
+def touches_edge(shapes: Sequence[Rle], height: int, width: int) -> NDArray[np.bool_]:
+    """Tell which encoded objects touch the edge of their image, so that it may cut them: (N,)."""
+    if not shapes:
+        return np.zeros(0, np.bool_)
+    x, y, w, h = rle.toBbox(list(shapes)).T
+    touching: NDArray[np.bool_] = (x == 0) | (y == 0) | (x + w == width) | (y + h == height)
+    return touching
+
+
+def read_label(path: Path) -> NDArray[np.uint8]:
+    """Read a label raster of one 8-bit or 1-bit band, (H, W); the set bits of a 1-bit raster are 255.
+
+    Raises:
+        UsageError: it cannot be read, or has several bands or a palette.
+    """
+    # OpenCV and not GDAL: GDAL gives the bits of a 1-bit TIFF as stored, which are the other way round where its
+    # header says that white is zero, as it does in the WHU building dataset
+    try:
+        label = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error):
+        label = None
+    if label is None or label.ndim != 2 or label.dtype != np.uint8:
+        what = "cannot be read" if label is None else f"is {label.shape} {label.dtype}, not one 8-bit band"
+        msg = f"{path}: label raster {what}; get the file again"
+        raise UsageError(msg)
+    return np.asarray(label)
 
 
 def size_of(path: Path) -> tuple[int, int]:
