@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,13 +17,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rsgeoseg.errors import UsageError
+from rsgeoseg.evaluate.class_names import plain_class
+from rsgeoseg.evaluate.plain import plain_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from rsgeoseg.contract import Instances
+
+logger = logging.getLogger(__name__)
 
 _AREAS = ("all", "small", "medium", "large")
 
@@ -65,7 +71,21 @@ class CocoResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; NaN becomes None."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        plain: dict[str, Any] = plain_values(asdict(self))
+        return plain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CocoScores:
+    """Figures of the same detections by the overlap of masks and by that of boxes."""
+
+    masks: CocoResult | None
+    """None where the truth or the detections have boxes only."""
+    boxes: CocoResult
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values: those of the masks (of the boxes, without masks), and ``boxes``."""
+        return {**(self.masks or self.boxes).to_dict(), "masks": self.masks is not None, "boxes": self.boxes.to_dict()}
 
 
 def coco_metrics(
@@ -88,11 +108,8 @@ def coco_metrics(
     Raises:
         UsageError: a file cannot be read, or a detection names an image or class that the truth lacks.
     """
-    truth = _index(_complete(_load(ground_truth, "ground truth")))
-    found = _load(detections, "detections")
-    if not isinstance(found, list):
-        found = list(found)
-    _check_known(truth, found)
+    truth = _index(read_truth(ground_truth))
+    found = read_detections(detections, truth.dataset)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         results = truth.loadRes(found) if found else _index({**truth.dataset, "annotations": []})
         job = COCOeval(truth, results, iou_type)
@@ -102,6 +119,71 @@ def coco_metrics(
         job.evaluate()
         job.accumulate()
     return _summarise(job, truth, results)
+
+
+def coco_scores(
+    ground_truth: Mapping[str, Any] | str | Path,
+    detections: Sequence[Mapping[str, Any]] | str | Path,
+    *,
+    image_ids: Iterable[int] | None = None,
+) -> CocoScores:
+    """Score detections by masks and by boxes.
+
+    As with pycocotools, the size of a detection, which decides whether a false alarm counts as small, medium or large,
+    is that of its box where it has one, else that of its mask.
+
+    Args:
+        ground_truth: annotations, or their JSON file.
+        detections: COCO results, or their JSON file.
+        image_ids: score these images only; default all.
+
+    Raises:
+        UsageError: as ``coco_metrics``.
+    """
+    truth = read_truth(ground_truth)
+    found = read_detections(detections, truth)
+    images = None if image_ids is None else list(image_ids)
+    masks = None
+    if all(item.get("segmentation") for item in (*truth["annotations"], *found)):
+        masks = coco_metrics(truth, found, iou_type="segm", image_ids=images)
+    return CocoScores(masks=masks, boxes=coco_metrics(truth, found, iou_type="bbox", image_ids=images))
+
+
+def read_truth(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """Read COCO annotations and fill in what annotation tools leave out: ids, ``iscrowd``, ``area``, ``bbox``.
+
+    Raises:
+        UsageError: the file cannot be read or is no COCO instances file.
+    """
+    loaded = _load(source, "ground truth")
+    if not isinstance(loaded, Mapping):
+        msg = f"{_named(source, 'the ground truth')} is no COCO instances file; give the annotations"
+        raise UsageError(msg)
+    return _complete(loaded, _named(source, "the ground truth"))
+
+
+def read_detections(source: Sequence[Mapping[str, Any]] | str | Path, truth: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Read COCO results, or the annotations with ``score`` of a COCO file such as ``rsgeoseg run`` writes.
+
+    Args:
+        source: the results, or their JSON file.
+        truth: what they will be compared with; a COCO file's images and classes are found there by name.
+
+    Raises:
+        UsageError: the file cannot be read, a detection lacks a field, or names an image or class that ``truth`` lacks.
+    """
+    name, loaded = _named(source, "the detections"), _load(source, "detections")
+    if isinstance(loaded, Mapping):
+        loaded = _renamed(loaded, truth, name)
+    found = [dict(item) for item in loaded]
+    for item in found:
+        missing = [key for key in ("image_id", "category_id", "score") if item.get(key) is None]
+        if missing or not (item.get("segmentation") or item.get("bbox")):
+            what = ", ".join(missing) or "segmentation or bbox"
+            msg = f"{name}: a detection has no {what}; give COCO results"
+            raise UsageError(msg)
+    _check_known(truth, found)
+    return found
 
 
 def _summarise(job: COCOeval, truth: COCO, results: COCO) -> CocoResult:
@@ -208,26 +290,70 @@ def _load(source: Any, what: str) -> Any:
         raise UsageError(msg) from error
 
 
-def _complete(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill what pycocotools needs and annotation tools leave out: ids, ``iscrowd``, ``area``, ``bbox``."""
+def _named(source: Any, otherwise: str) -> str:
+    return str(source) if isinstance(source, str | Path) else otherwise
+
+
+def _complete(dataset: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Fill what pycocotools needs and annotation tools leave out."""
     missing = [key for key in ("images", "annotations", "categories") if key not in dataset]
     if missing:
-        msg = f"the ground truth has no {', '.join(missing)}; give a COCO instance annotation file"
+        msg = f"{name} has no {', '.join(missing)}; give a COCO instance annotation file"
         raise UsageError(msg)
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in dataset["images"]}
     annotations = []
     for number, given in enumerate(dataset["annotations"], start=1):
-        filled = {"id": number, "iscrowd": 0, **given}
-        if "segmentation" in filled and ("area" not in filled or "bbox" not in filled):
-            encoded = _to_rle(filled["segmentation"], *sizes[filled["image_id"]])
-            filled.setdefault("area", float(rle.area(encoded)))
-            filled.setdefault("bbox", rle.toBbox(encoded).tolist())
-        filled.setdefault("area", float(filled["bbox"][2] * filled["bbox"][3]) if "bbox" in filled else 0.0)
-        annotations.append(filled)
+        if given.get("image_id") not in sizes or "category_id" not in given:
+            what = f"image {given.get('image_id')} and category {given.get('category_id')}"
+            msg = f"{name}: annotation {given.get('id', number)} is of {what}, and there is no such image"
+            raise UsageError(msg)
+        annotations.append(_filled({"id": number, "iscrowd": 0, **given}, *sizes[given["image_id"]]))
     return {"info": {}, **dataset, "annotations": annotations}
 
 
-def _to_rle(segmentation: Any, height: int, width: int) -> Any:
+def _filled(annotation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    if annotation.get("segmentation") and ("area" not in annotation or "bbox" not in annotation):
+        encoded = to_rle(annotation["segmentation"], height, width)
+        annotation.setdefault("area", float(rle.area(encoded)))
+        annotation.setdefault("bbox", rle.toBbox(encoded).tolist())
+    box = annotation.setdefault("bbox", [0, 0, 0, 0])
+    annotation.setdefault("area", float(box[2] * box[3]))
+    return annotation
+
+
+def _renamed(document: Mapping[str, Any], truth: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Turn the annotations of a COCO file into results with the truth's ids."""
+    parts = [document.get(key) for key in ("images", "annotations", "categories")]
+    if any(part is None for part in parts):
+        msg = f"{name} is neither a list of COCO results nor a COCO file; give what the model found"
+        raise UsageError(msg)
+    images, annotations, categories = parts
+    assert images is not None
+    assert annotations is not None
+    assert categories is not None
+    by_file = {Path(str(image["file_name"])).name: image["id"] for image in truth["images"] if "file_name" in image}
+    image_ids = {image["id"]: by_file.get(Path(str(image.get("file_name"))).name, image["id"]) for image in images}
+    by_name = {plain_class(str(entry["name"])): entry["id"] for entry in truth["categories"]}
+    names = {entry["id"]: str(entry["name"]) for entry in categories}
+    known = {category: by_name[plain_class(text)] for category, text in names.items() if plain_class(text) in by_name}
+    if annotations and not known:
+        theirs, ours = ", ".join(names.values()), ", ".join(by_name)
+        msg = f"{name} has no class of the truth: it has {theirs}; the truth has {ours}"
+        raise UsageError(msg)
+    results = []
+    for item in annotations:
+        if item["category_id"] in known:
+            keep = {key: item[key] for key in ("segmentation", "bbox") if key in item}
+            image_id, score = image_ids.get(item["image_id"], item["image_id"]), item.get("score", 1.0)
+            results.append({"image_id": image_id, "category_id": known[item["category_id"]], "score": score, **keep})
+    if len(results) < len(annotations):
+        text = "%s: %d of %d objects are of classes that the truth does not have, and are left out"
+        logger.warning(text, name, len(annotations) - len(results), len(annotations))
+    return results
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> Any:
+    """Encode a COCO segmentation: polygons, or run lengths of either kind."""
     if isinstance(segmentation, list):
         return rle.merge(rle.frPyObjects(segmentation, height, width))
     return rle.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
@@ -241,11 +367,11 @@ def _index(dataset: dict[str, Any]) -> COCO:
     return coco
 
 
-def _check_known(truth: COCO, found: list[Mapping[str, Any]]) -> None:
-    images = {item["image_id"] for item in found} - set(truth.imgs)
-    categories = {item["category_id"] for item in found} - set(truth.cats)
+def _check_known(truth: Mapping[str, Any], found: list[dict[str, Any]]) -> None:
+    images = {item["image_id"] for item in found} - {image["id"] for image in truth["images"]}
+    categories = {item["category_id"] for item in found} - {entry["id"] for entry in truth["categories"]}
     if images or categories:
-        what = f"image {min(images)}" if images else f"category {min(categories)}"
+        what = f"image {min(images, key=str)}" if images else f"category {min(categories, key=str)}"
         msg = f"the detections name {what}, which the ground truth does not have; use the same annotation file"
         raise UsageError(msg)
 
@@ -254,11 +380,3 @@ def _mean(values: NDArray[np.float64]) -> float:
     """Average what pycocotools could measure; it marks the rest by -1."""
     known = values[values > -1]
     return float(known.mean()) if known.size else float("nan")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
