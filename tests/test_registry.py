@@ -12,7 +12,7 @@ from rsgeoseg.cli.main import build_app
 from rsgeoseg.contract import Promptable, Segmenter
 from rsgeoseg.errors import ModelError, UsageError, WeightsError
 from rsgeoseg.testing.contract import SegmenterContract
-from rsgeoseg.train.fit import TRAINABLE
+from rsgeoseg.train.models import TRAINABLE
 from rsgeoseg.weights.files import write_weights
 
 CLASSES = ("disc", "square")

@@ -142,12 +142,7 @@ class _Prepared:
         """Absolute positions (1, h, w, C) and one table per block, resized where the grid is not the trained one."""
         found = self._positions.get(grid)
         if found is None:
-            absolute = self.pos_embed
-            if absolute.shape[1:3] != grid:
-                channels_first = absolute.permute(0, 3, 1, 2)
-                resized = F.interpolate(channels_first, size=grid, mode="bicubic", align_corners=False)
-                absolute = resized.permute(0, 2, 3, 1).contiguous()
-            found = absolute, [block.table(grid) for block in self.blocks]
+            found = resize_positions(self.pos_embed, grid), [block.table(grid) for block in self.blocks]
             if len(self._positions) >= _POSITIONS_KEPT:
                 self._positions.clear()
             self._positions[grid] = found
@@ -229,7 +224,7 @@ class SamVit(PreparedEncoder[_Prepared]):
         return self
 
     def forward(self, images: Tensor) -> Features:
-        """Encode images, without gradients.
+        """Encode images; with a parameter that requires gradients, by the package's own blocks and with gradients.
 
         Args:
             images: (B, 3, H, W) float, normalised by ``spec.mean`` and ``spec.std``; H and W multiples of the patch
@@ -243,11 +238,34 @@ class SamVit(PreparedEncoder[_Prepared]):
             ValueError: an image size the network cannot take.
         """
         self._check(images, self.spec.embedding.stride)
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return self._forward_package(images)
         embedding, *hidden = run_prepared(images, lambda part: self._weights(part.device)(part, self.layers))
         return Features(embedding, tuple(hidden))
 
+    def _forward_package(self, images: Tensor) -> Features:
+        """The same by the package's modules, with gradients."""
+        self._forget()  # an optimiser changes parameters unseen
+        vit: Any = self.image_encoder
+        x = vit.patch_embed(images)
+        x = x + resize_positions(vit.pos_embed, (x.shape[1], x.shape[2]))
+        hidden = []
+        for index, block in enumerate(vit.blocks):
+            x = block(x)
+            if index in self.layers:
+                hidden.append(x.permute(0, 3, 1, 2))
+        return Features(vit.neck(x.permute(0, 3, 1, 2)), tuple(hidden))
+
     def _prepare(self, dtype: torch.dtype) -> _Prepared:
         return _Prepared(self.image_encoder, dtype)
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize absolute positions (1, h, w, C) to another grid, bicubically; unchanged on their own."""
+    if positions.shape[1:3] == grid:
+        return positions
+    resized = F.interpolate(positions.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).contiguous()
 
 
 def build_sam_vit(

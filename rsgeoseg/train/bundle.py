@@ -15,7 +15,8 @@ from pathlib import Path
 
 from rsgeoseg.datasets.coco import CocoInstances
 from rsgeoseg.registry import load_model
-from rsgeoseg.train.fit import VALIDATION_THRESHOLD, evaluate_images
+from rsgeoseg.train.callbacks import VALIDATION_THRESHOLD
+from rsgeoseg.train.validate import evaluate_images
 from rsgeoseg.weights.cards import BUNDLED, WeightsCard
 from rsgeoseg.weights.files import read_weights, sha256_of
 

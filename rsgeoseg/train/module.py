@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from rsgeoseg.train.augment import Crop
 
+    Batch = tuple[Tensor, list[Target], list[str]]
+
 
 @runtime_checkable
 class Trainable(Protocol):
@@ -45,9 +47,9 @@ class OptimConfig:
     final: float = 0.02
     """Share of the peak at the end of the cosine."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; 0 = not clipped."""
     average: float = 0.998
-    """Decay of the exponential moving average of the weights, which is what is evaluated and exported."""
+    """Decay of the exponential moving average of the weights, which is what is evaluated and exported; 0 = none."""
 
 
 class TrainingModule(lightning.LightningModule):
@@ -57,10 +59,11 @@ class TrainingModule(lightning.LightningModule):
         network: a Trainable.
         optim: optimiser and schedule.
         steps: length of the schedule.
-        seed: every step's random numbers are a function of it and the step, so a resumed run repeats them.
+        seed: every batch's random numbers are a function of it and the batch, so a resumed run repeats them.
+        accumulate: batches per step.
     """
 
-    def __init__(self, network: nn.Module, optim: OptimConfig, *, steps: int, seed: int) -> None:
+    def __init__(self, network: nn.Module, optim: OptimConfig, *, steps: int, seed: int, accumulate: int = 1) -> None:
         super().__init__()
         # Lightning takes modes as it finds them, and a new module is in training mode throughout: here the network
         # chooses for itself, so that batch norms and frozen encoders stay as in evaluation.
@@ -68,6 +71,9 @@ class TrainingModule(lightning.LightningModule):
         self.optim = optim
         self.steps = steps
         self.seed = seed
+        self.accumulate = accumulate
+        self.last: dict[str, Tensor] = {}
+        """The terms of the latest batch's loss."""
         self.average = AveragedModel(network, avg_fn=self._blend, use_buffers=False)
         for parameter in self.average.parameters():
             parameter.requires_grad = False
@@ -104,32 +110,41 @@ class TrainingModule(lightning.LightningModule):
         return average.lerp(current, 1 - decay)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed the step."""
-        del batch, batch_idx
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+        """Seed the batch."""
+        del batch
+        number = self.global_step * self.accumulate + batch_idx % self.accumulate
+        torch.manual_seed((self.seed * 1_000_003 + number) * 64 + self.global_rank)
 
-    def training_step(self, batch: tuple[Tensor, list[Target]], batch_idx: int) -> Tensor:
-        """Compute the loss of a batch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Compute the loss of a batch.
+
+        Raises:
+            ModelError: it is not a number; nothing was learned from this batch.
+        """
         del batch_idx
-        images, targets = batch
+        images, targets, sources = batch
         assert isinstance(self.network, Trainable)
         terms = self.network.loss(images, [target.to(self.device) for target in targets])
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
-            msg = f"the loss is {float(total)} at step {self.global_step}; lower the learning rate or check the labels"
+            bad = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in terms.items())
+            where = f"step {self.global_step + 1}, on crops of {', '.join(sorted(set(sources)))}"
+            value = float(total.detach())
+            msg = f"the loss is {value} at {where} ({bad}): look at these images and labels, or lower --lr"
             raise ModelError(msg)
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
-        self.log("train/loss", total.detach(), prog_bar=True)
+        self.last = {name: value.detach() for name, value in terms.items()} | {"loss": total.detach()}
+        self.log_dict({f"train/{name}": value for name, value in self.last.items()})
         return total
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the averaged weights."""
-        del outputs, batch, batch_idx
-        self.average.update_parameters(self.network)
+        """Move the averaged weights after every step."""
+        del outputs, batch
+        if (batch_idx + 1) % self.accumulate == 0:
+            self.average.update_parameters(self.network)
 
 
-def collate(crops: Sequence[Crop]) -> tuple[Tensor, list[Target]]:
-    """Stack crops: images (B, 3, H, W) uint8 and one target each."""
+def collate(crops: Sequence[Crop]) -> Batch:
+    """Stack crops: images (B, 3, H, W) uint8, one target each, and the names of the images they were cut from."""
     images = torch.stack([torch.from_numpy(crop.image).permute(2, 0, 1) for crop in crops])
     targets = [
         Target(
@@ -137,4 +152,4 @@ def collate(crops: Sequence[Crop]) -> tuple[Tensor, list[Target]]:
         )
         for crop in crops
     ]
-    return images, targets
+    return images, targets, [name for crop in crops for name in crop.sources]

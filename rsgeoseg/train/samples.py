@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from rsgeoseg.datasets.instances import InstanceDataset
 
+PIXELS_KEPT = 512 << 20
+"""Bytes of decoded images that every process keeps."""
 RARE_SHARE = 0.25
 """A class on a smaller share of the images is shown more often (repeat-factor sampling, LVIS section 3.3)."""
 
@@ -24,15 +26,19 @@ class CropStream(Dataset[Crop]):
     """Crops numbered from ``start`` on, so that a resumed training goes on where it stopped.
 
     Args:
-        data: the training images; their pixels are kept in memory once read.
+        data: the training images; the pixels of the latest ones are kept in memory.
         config: augmentation.
         seed: of everything.
         start: number of the first crop.
         length: number of crops.
+        variants: different crops per image, which then come again; 0 = all differ.
     """
 
-    def __init__(self, data: InstanceDataset, config: AugmentConfig, *, seed: int, start: int, length: int) -> None:
+    def __init__(
+        self, data: InstanceDataset, config: AugmentConfig, *, seed: int, start: int, length: int, variants: int = 0
+    ) -> None:
         self.data, self.config, self.seed, self.start, self.length = data, config, seed, start, length
+        self.variants = variants
         self._pixels: dict[int, NDArray[np.uint8]] = {}
         self._order = _repeated([data.labelled(i).labels for i in range(len(data))], len(data.classes))
 
@@ -47,17 +53,24 @@ class CropStream(Dataset[Crop]):
         number = self.start + index
         epoch, place = divmod(number, len(self._order))
         order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self._order))
+        entry = int(order[place])
+        if self.variants:
+            number = entry * self.variants + epoch % self.variants
         rng = np.random.default_rng((self.seed, 1, number))
-        chosen = [self._order[order[place]]]
+        chosen = [self._order[entry]]
         if rng.random() < self.config.mosaic:
             chosen += [self._order[int(i)] for i in rng.integers(len(self._order), size=3)]
         images = [self.data.labelled(i) for i in chosen]
         return draw_crop([self._read(i) for i in chosen], images, self.config, rng)
 
     def _read(self, index: int) -> NDArray[np.uint8]:
-        if index not in self._pixels:
-            self._pixels[index] = self.data.labelled(index).read()
-        return self._pixels[index]
+        pixels = self._pixels.pop(index, None)
+        if pixels is None:
+            pixels = self.data.labelled(index).read()
+        self._pixels[index] = pixels  # the latest is last
+        while sum(kept.nbytes for kept in self._pixels.values()) > PIXELS_KEPT and len(self._pixels) > 1:
+            del self._pixels[next(iter(self._pixels))]
+        return pixels
 
 
 def _repeated(labels: Sequence[NDArray[np.int64]], classes: int) -> list[int]:

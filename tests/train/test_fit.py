@@ -14,7 +14,9 @@ from rsgeoseg.cli.main import build_app
 from rsgeoseg.contract import Chip
 from rsgeoseg.errors import ModelError, UsageError, WeightsError
 from rsgeoseg.testing.contract import check_instances
-from rsgeoseg.train.fit import TrainConfig, train
+from rsgeoseg.train.config import TrainConfig
+from rsgeoseg.train.curve import Curve
+from rsgeoseg.train.fit import train
 from rsgeoseg.weights.files import read_weights, write_weights
 
 
@@ -33,7 +35,7 @@ def config(folder):
 @pytest.fixture(scope="module")
 def uninterrupted(config, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole")
-    return train(config, output, device="cpu", progress=False)
+    return train(config, output, device="cpu")
 
 
 class Stopped(RuntimeError):
@@ -41,21 +43,28 @@ class Stopped(RuntimeError):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize("stop_at", [2, 4])
-def test_resumed_training_equals_an_uninterrupted_one(config, uninterrupted, tmp_path, stop_at):
-    """Killed after ``stop_at`` steps, it goes on from there: the same weights, to the last bit."""
+def test_resumed_training_equals_an_uninterrupted_one(config, uninterrupted, tmp_path, stop_at, measured):
+    """Killed after ``stop_at`` steps, it goes on from there: the same weights and curve, to the last bit."""
 
     def stop(step, _result):
         if step == stop_at:
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(config, tmp_path, device="cpu", progress=False, on_validation=stop)
+        train(config, tmp_path, device="cpu", on_validation=stop)
     assert (tmp_path / "last.ckpt").is_file()
+    if not measured:  # killed between checkpoint and measurement
+        Curve(tmp_path / "validation.csv").cut(stop_at - 1)
     again = []
-    result = train(config, tmp_path, device="cpu", progress=False, on_validation=lambda step, _r: again.append(step))
-    assert again == [step for step in (2, 4) if step > stop_at]  # nothing was done twice
+    result = train(config, tmp_path, device="cpu", on_validation=lambda step, _r: again.append(step))
+    # nothing was done twice, and what was saved but not measured was measured first
+    assert again == [step for step in (2, 4) if step > stop_at or (step == stop_at and not measured)]
     whole, resumed = read_weights(uninterrupted.weights), read_weights(result.weights)
+    for curve in ("curve.csv", "validation.csv"):
+        assert (tmp_path / curve).read_text() == (uninterrupted.weights.parent / curve).read_text()
+    assert (result.step, result.accuracy) == (uninterrupted.step, uninterrupted.accuracy)
     assert result.steps == uninterrupted.steps == 4
     for name, tensor in whole.tensors.items():
         torch.testing.assert_close(resumed.tensors[name], tensor, rtol=0, atol=0, msg=name)
@@ -63,7 +72,7 @@ def test_resumed_training_equals_an_uninterrupted_one(config, uninterrupted, tmp
 
 def test_other_settings_do_not_resume(config, uninterrupted):
     with pytest.raises(UsageError, match="lr"):
-        train(dataclasses.replace(config, lr=1e-3), uninterrupted.weights.parent, device="cpu", progress=False)
+        train(dataclasses.replace(config, lr=1e-3), uninterrupted.weights.parent, device="cpu")
 
 
 def test_weights_load_by_path_and_segment(uninterrupted):
@@ -80,8 +89,10 @@ def test_weights_load_by_path_and_segment(uninterrupted):
 
 
 def test_not_finite_loss_stops_and_says_where(config, folder, tmp_path):
-    with pytest.raises(ModelError, match="step"):
-        train(dataclasses.replace(config, lr=1e30, steps=6), tmp_path, device="cpu", progress=False)
+    with pytest.raises(ModelError, match=r"the loss is (nan|inf) at step \d+, on crops of 00\d\.png"):
+        train(dataclasses.replace(config, lr=1e30, warmup=0, steps=6, interval=1), tmp_path, device="cpu")
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)  # of the step before, whole
+    assert last["global_step"] >= 1
 
 
 def test_unknown_model_and_silly_numbers(config):

@@ -8,7 +8,8 @@ from test_data import make_folder
 
 from rsgeoseg.errors import WeightsError
 from rsgeoseg.models import rsprompter_anchor, rsprompter_query, sam_seg_maskrcnn
-from rsgeoseg.train.fit import TrainConfig, train
+from rsgeoseg.train.config import TrainConfig
+from rsgeoseg.train.fit import train
 from rsgeoseg.train.start import start_from
 from rsgeoseg.weights.cards import bundled_cards
 from rsgeoseg.weights.files import read_weights, write_weights
@@ -66,7 +67,7 @@ def test_a_frozen_encoder_stays_as_it_started(tmp_path):
         lr=3e-2,  # of which the second step of the warm-up has little: enough to show in half precision
         crop=64,
     )
-    result = train(config, tmp_path / "frozen", device="cpu", progress=False)
+    result = train(config, tmp_path / "frozen", device="cpu")
     trained = read_weights(result.weights)
     begun = fresh(rsprompter_anchor)
     start_from(begun, BUNDLED)
@@ -74,6 +75,6 @@ def test_a_frozen_encoder_stays_as_it_started(tmp_path):
         if name.startswith("encoder."):
             assert torch.equal(trained.tensors[name], tensor.half().float() if tensor.is_floating_point() else tensor)
     assert not torch.equal(trained.tensors["rpn.head.conv.0.0.weight"], begun.state_dict()["rpn.head.conv.0.0.weight"])
-    moving = train(dataclasses.replace(config, freeze_encoder=False), tmp_path / "moving", device="cpu", progress=False)
+    moving = train(dataclasses.replace(config, freeze_encoder=False), tmp_path / "moving", device="cpu")
     deep = "encoder.neck.1.weight"
     assert not torch.equal(read_weights(moving.weights).tensors[deep], trained.tensors[deep])
