@@ -16,7 +16,7 @@ import rsgeoseg
 from rsgeoseg.cli import common
 from rsgeoseg.errors import RsGeoSegError
 
-_COMMANDS = ("run", "info", "models", "weights", "train", "evaluate", "preview", "doctor")
+_COMMANDS = ("run", "info", "models", "weights", "dataset", "train", "evaluate", "preview", "doctor")
 _CANCELLED = 130
 _UNEXPECTED = 1
 _ClickError = typer.BadParameter.__mro__[2]  # click's base class, which typer bundles but does not export
