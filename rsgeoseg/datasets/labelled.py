@@ -187,6 +187,8 @@ def touches_edge(shapes: Sequence[Rle], height: int, width: int) -> NDArray[np.b
 def read_label(path: Path) -> NDArray[np.uint8]:
     """Read a label raster of one 8-bit or 1-bit band, (H, W); the set bits of a 1-bit raster are 255.
 
+    Three equal bands count as one: some labels are grey images stored as RGB.
+
     Raises:
         UsageError: it cannot be read, or has several bands or a palette.
     """
@@ -196,6 +198,8 @@ def read_label(path: Path) -> NDArray[np.uint8]:
         label = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, cv2.error):
         label = None
+    if label is not None and label.ndim == 3 and (label == label[..., :1]).all():
+        label = label[..., 0]
     if label is None or label.ndim != 2 or label.dtype != np.uint8:
         what = "cannot be read" if label is None else f"is {label.shape} {label.dtype}, not one 8-bit band"
         msg = f"{path}: label raster {what}; get the file again"
