@@ -48,7 +48,7 @@ class RefCocoDataset(ReferringDataset):
     """Expressions and masks in RefCOCO's format, one sample per sentence, in the order of the list of expressions.
 
     The pickled list is read as plain values; a file that names any class or function is refused and nothing of it is
-    run. Boxes are the tight boxes of the masks: the files' own are x y w h in one dataset and corners in another.
+    run. Boxes are the tight boxes of the masks: the format's are x y w h, but RRSIS-D's are taken as corners elsewhere.
     Parts of one object are united, also where they overlap.
 
     Args:
