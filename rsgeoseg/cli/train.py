@@ -49,6 +49,11 @@ def train(
     ] = None,
     polygons: Annotated[Path | None, _option(_DATA, "Your polygons in it: a vector file in any CRS.")] = None,
     class_field: Annotated[str | None, _option(_DATA, "Column with the class; else all are one class.")] = None,
+    aoi: Annotated[Path | None, _option(_DATA, "Area where every object is drawn; else chips with one count.")] = None,
+    val_share: Annotated[float | None, _option(_DATA, "Share of your objects that is held out, by place: 0.2.")] = None,
+    bands: Annotated[str | None, _option(_DATA, "Bands that are red, green, blue: 1,2,3.", "-b", "--bands")] = None,
+    gsd: Annotated[float | None, _option(_DATA, "Metres per pixel to resample rasters to.")] = None,
+    stretch: Annotated[str | None, _option(_DATA, "Mapping of values to 0-255, as for run: auto.")] = None,
     model: Annotated[str | None, _option(_MODEL, "Model to train: rsprompter-query.")] = None,
     backbone: Annotated[str | None, _option(_MODEL, "Image encoder: lite; `rsgeoseg models` lists them.")] = None,
     sam_checkpoint: Annotated[Path | None, _option(_MODEL, "Official file of SAM or SAM 2.")] = None,
@@ -153,7 +158,9 @@ def _config(given: dict[str, Any], preset: str | None, path: Path | None) -> Tra
         elif name == "scenes":
             own[name] = [str(scene) for scene in value]
         elif name == "scale":
-            own[name] = _range(value)
+            own[name] = _numbers("--scale", value, float, 2)
+        elif name == "bands":
+            own[name] = _numbers("--bands", value, int, 3)
         else:
             own[name] = str(value) if hasattr(value, "__fspath__") else value
     if "steps" in own:
@@ -173,13 +180,15 @@ def _pair(text: str) -> tuple[str, Any]:
     return name.strip().replace("-", "_"), read_value(value)
 
 
-def _range(text: str) -> list[float]:
+def _numbers(option: str, text: str, kind: type[int | float], count: int) -> list[float]:
     try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError as error:
-        msg = f"--scale {text}: write LOW,HIGH, for instance 0.5,1.6"
-        raise UsageError(msg) from error
-    return [low, high]
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        msg = f"{option} {text}: write {count} numbers with commas between them"
+        raise UsageError(msg)
+    return numbers
 
 
 def _print_presets() -> None:

@@ -49,6 +49,16 @@ class TrainConfig:
     """Vector file with the user's own polygons, in any CRS."""
     class_field: str | None = None
     """Column with the class; None = all polygons are one class."""
+    aoi: str | None = None
+    """Vector file with the area where every object is drawn; None = chips with an object count as complete."""
+    val_share: float = 0.2
+    """Share of the user's objects that is held out, by place."""
+    bands: tuple[int, ...] | None = None
+    """Bands of the rasters that are red, green and blue, from 1."""
+    gsd: float | None = None
+    """Metres per pixel to resample the rasters to."""
+    stretch: str = "auto"
+    """Mapping of the rasters' values to 0-255, as for a run."""
 
     model: str = "rsprompter-query"
     """Registry name."""
@@ -200,7 +210,7 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         values = dataclasses.asdict(self)
-        return {**values, "scenes": list(self.scenes), "scale": list(self.scale)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def config_from(values: Mapping[str, Any]) -> TrainConfig:
@@ -229,8 +239,9 @@ def _read(name: str, kind: str, value: Any) -> Any:
             return int(float(value))
         if kind.startswith("float") and number:
             return float(value)
-        if kind.startswith("tuple[float") and isinstance(value, list | tuple):
-            return tuple(float(part) for part in value)
+        for name_of, part_of in (("tuple[float", float), ("tuple[int", int)):
+            if kind.startswith(name_of) and isinstance(value, list | tuple):
+                return tuple(part_of(part) for part in value)
     except ValueError:
         number = False
     right = (

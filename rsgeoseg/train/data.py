@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rsgeoseg.datasets.coco import CocoInstances
@@ -46,11 +47,19 @@ def _open(config: TrainConfig) -> tuple[InstanceDataset, InstanceDataset]:
     if config.polygons is not None:
         from rsgeoseg.datasets.geo_instances import GeoInstances  # noqa: PLC0415
 
-        scenes = list(config.scenes)
-        return (
-            GeoInstances(scenes, config.polygons, class_field=config.class_field, chip_size=config.crop, split="train"),
-            GeoInstances(scenes, config.polygons, class_field=config.class_field, chip_size=config.crop, split="val"),
+        open_side = partial(
+            GeoInstances,
+            list(config.scenes),
+            config.polygons,
+            class_field=config.class_field,
+            chip_size=2 * config.crop,  # room for shifts and scales, and fewer objects cut
+            val_share=config.val_share,
+            aoi=config.aoi,
+            bands=config.bands,
+            stretch=config.stretch,
+            gsd=config.gsd,
         )
+        return open_side(split="train"), open_side(split="val")
     assert config.images is not None
     assert config.annotations is not None
     coco = CocoInstances(config.images, config.annotations)

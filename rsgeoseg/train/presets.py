@@ -71,6 +71,7 @@ _NAMES = {"whu": "WHU building", "nwpu": "NWPU VHR-10", "ssdd": "SSDD"}
 
 def _of_model(model: str, data: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What a model's recipe adds to the common one."""
+    notes: tuple[str, ...]
     if model == "rsprompter-query":
         options = {"num_queries": _QUERIES[data], "prompts_per_query": 5}
         notes = (
