@@ -95,9 +95,9 @@ def train(
         FeatureCache(encoder, output / "features")
     measurements = Measurements(held, config, output, on_validation)
     callbacks = [LossCurve(output), Checkpoints(output / "last.ckpt", config.interval), measurements]
-    trainer = _trainer(config, output, where, steps, callbacks, on_step)
     try:
         with _no_word_of_lightning():
+            trainer = _trainer(config, output, where, steps, callbacks, on_step)
             trainer.fit(module, ckpt_path=None if last is None else str(last))
         measurements.finish(trainer, module)
     except SystemExit as error:  # how Lightning ends after Ctrl-C; it then ignores the signal
