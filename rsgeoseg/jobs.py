@@ -15,7 +15,7 @@ from rsgeoseg.engine.deliver import Delivery
 from rsgeoseg.engine.options import PipelineOptions, class_labels
 from rsgeoseg.engine.order import DEFAULT_MODEL, RunJob, RunOptions, check_names
 from rsgeoseg.engine.pipeline import segment_scene
-from rsgeoseg.engine.scoring import score_images
+from rsgeoseg.engine.scoring import ImageFolder, ReadImages, score_images
 from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, UsageError
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.writers import check_output
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rsgeoseg.contract import ModelSpec, Segmenter
     from rsgeoseg.engine.events import Event
-    from rsgeoseg.evaluate.coco import CocoResult
+    from rsgeoseg.engine.scoring import AnnotatedImages, ScoredImages
 
 logger = logging.getLogger(__name__)
 
@@ -153,10 +153,16 @@ def run_jobs(
 class EvaluateJob:
     """A model to be measured on annotated images."""
 
-    annotations: str
-    """COCO instance annotations."""
-    images: str
+    annotations: str | None = None
+    """COCO instance annotations; None = a dataset's own."""
+    images: str | None = None
     """Folder of the images that they name."""
+    dataset: str | None = None
+    """Name of a known dataset, in place of annotations and images."""
+    root: str | None = None
+    """Folder of that dataset."""
+    split: str | None = None
+    """Split of that dataset; None = the one that it is measured on."""
     model: str = DEFAULT_MODEL
     weights: str | None = None
     device: str = "auto"
@@ -174,8 +180,8 @@ def evaluate(
     segmenter: Segmenter | None = None,
     tell: Callable[[int, int], None] | None = None,
     cancel: threading.Event | None = None,
-) -> CocoResult:
-    """Measure COCO's average precision of a model.
+) -> ScoredImages:
+    """Measure COCO's average precision of a model, by masks and by boxes.
 
     Args:
         job: what to measure.
@@ -186,16 +192,34 @@ def evaluate(
     Raises:
         UsageError, SceneError, ModelError: one line saying what, where and what to do.
     """
+    images, annotations = _annotated(job)
     return score_images(
         segmenter or registry.load_model(job.model, weights=job.weights, device=job.device),
-        Path(job.images),
-        Path(job.annotations),
+        images,
+        annotations,
         every=job.every,
         start=job.start,
         score_threshold=job.score_threshold,
         tell=tell,
         cancel=cancel,
     )
+
+
+def _annotated(job: EvaluateJob) -> tuple[AnnotatedImages, Path | dict[str, Any]]:
+    """Find the images of a job and their annotations."""
+    if job.dataset is None:
+        if job.annotations is None or job.images is None:
+            msg = "give annotations and the folder of their images, or a dataset and its root"
+            raise UsageError(msg)
+        return ImageFolder(Path(job.images)), Path(job.annotations)
+    if job.root is None:
+        msg = f"give the folder of {job.dataset} as root"
+        raise UsageError(msg)
+    from rsgeoseg.datasets.catalog import open_dataset  # noqa: PLC0415  (torch and torchgeo, for this way only)
+
+    data = open_dataset(job.dataset, Path(job.root), job.split)
+    place = {data.labelled(index).image_id: index for index in range(len(data))}
+    return ReadImages(lambda image_id: data.labelled(place[image_id]).read()), data.to_coco()
 
 
 def check_job(job: RunJob) -> None:

@@ -77,7 +77,7 @@ def weights_state(card: WeightsCard | PublishedCard) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).replace(",", "").replace("-", "", 1).isdigit()
+    return text == "-" or text.replace(".", "", 1).replace(",", "").replace("-", "", 1).isdigit()
 
 
 def human_bytes(count: float) -> str:

@@ -84,8 +84,13 @@ class CocoScores:
     boxes: CocoResult
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values: those of the masks (of the boxes, without masks), and ``boxes``."""
-        return {**(self.masks or self.boxes).to_dict(), "masks": self.masks is not None, "boxes": self.boxes.to_dict()}
+        """Return plain JSON values: those of the masks (of the boxes, without masks; ``iou_type``), and ``boxes``."""
+        kind = "segm" if self.masks else "bbox"
+        return {**(self.masks or self.boxes).to_dict(), "iou_type": kind, "boxes": self.boxes.to_dict()}
+
+    def by_kind(self) -> dict[str, Any]:
+        """Return plain JSON values as ``masks`` and ``boxes``."""
+        return {"masks": self.masks.to_dict() if self.masks else None, "boxes": self.boxes.to_dict()}
 
 
 def coco_metrics(
@@ -183,6 +188,10 @@ def read_detections(source: Sequence[Mapping[str, Any]] | str | Path, truth: Map
             msg = f"{name}: a detection has no {what}; give COCO results"
             raise UsageError(msg)
     _check_known(truth, found)
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in truth["images"]}
+    for item in found:
+        if isinstance(item.get("segmentation"), list):  # pycocotools measures results as run lengths only
+            item["segmentation"] = to_rle(item["segmentation"], *sizes[item["image_id"]])
     return found
 
 
