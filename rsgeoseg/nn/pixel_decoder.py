@@ -70,18 +70,19 @@ class DeformableAttention(nn.Module):
         batch, count, width = query.shape
         heads, levels, points = self.heads, self.levels, self.points
         positioned = query + position
+        # Queries lie along the last axis, where softmax and sums over a few points are vectorised.
         offsets = self.sampling_offsets(positioned).float().view(batch, count, heads, levels, points, 2)
-        weights = self.attention_weights(positioned).float().view(batch, count, heads, levels * points).softmax(-1)
+        weights = self.attention_weights(positioned).float().view(batch, count, heads, levels * points)
+        shares = weights.permute(0, 2, 3, 1).softmax(2).reshape(batch * heads, 1, levels * points, count)
         sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=query.device)
         where = reference.view(1, count, 1, 1, 1, 2) + offsets / sizes.view(1, 1, 1, levels, 1, 2)
-        grids = (2 * where - 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 1)  # (B heads, levels, Q, points, 2)
+        grids = (2 * where - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B heads, levels, points, Q, 2)
         values = self.value_proj(value).view(batch, -1, heads, width // heads).split([h * w for h, w in shapes], dim=1)
-        shares = weights.permute(0, 2, 1, 3).flatten(0, 1).unsqueeze(1).split(points, dim=-1)
         mixed = query.new_zeros((), dtype=torch.float32)
         for level, (h, w) in enumerate(shapes):  # level by level: joined, the samples would leave the cache
             plane = values[level].permute(0, 2, 3, 1).reshape(batch * heads, width // heads, h, w)
-            sampled = F.grid_sample(plane.float(), grids[:, level], align_corners=False)  # (B heads, C / heads, Q, P)
-            mixed = mixed + (sampled * shares[level]).sum(-1)
+            sampled = F.grid_sample(plane.float(), grids[:, level], align_corners=False)  # (B heads, C / heads, P, Q)
+            mixed = mixed + (sampled * shares[:, :, level * points : (level + 1) * points]).sum(2)
         mixed = mixed.view(batch, width, count).transpose(1, 2)
         attended: Tensor = self.output_proj(mixed.to(query.dtype))
         return attended
