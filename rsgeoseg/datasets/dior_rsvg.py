@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 from xml.etree import ElementTree as ET
 
 from rsgeoseg.datasets.labelled import ImageFile, list_missing, size_of
-from rsgeoseg.datasets.referring import Expression, ReferringDataset, check_split, read_lines
+from rsgeoseg.datasets.referring import Expression, ReferringDataset, read_lines
+from rsgeoseg.datasets.source import check_split
 from rsgeoseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class DiorRsvg(ReferringDataset):
             box or words, or both or neither of split and listing are given.
     """
 
-    SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
 
     def __init__(
         self,
@@ -78,12 +79,13 @@ class DiorRsvg(ReferringDataset):
         if (split is None) == (listing is None):
             msg = "give either a split or a listing of your own samples"
             raise UsageError(msg)
+        if split is not None:
+            check_split("DIOR-RSVG", split, self.splits)
         self.root = Path(root)
         list_missing(self.root, ["Annotations", "JPEGImages"], _LAYOUT)
         if listing is not None:
             self._objects = _listed(self.root, Path(listing))
         else:
-            check_split(str(split), self.SPLITS)
             list_missing(self.root, [f"{split}.txt"], _LAYOUT)
             self._objects = _numbered(self.root, f"{split}.txt")
         names = sorted({found.image for found in self._objects})

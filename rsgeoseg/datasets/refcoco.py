@@ -13,7 +13,8 @@ from pycocotools import mask as rle
 
 from rsgeoseg.datasets.coco import read_coco
 from rsgeoseg.datasets.labelled import ImageFile, bounds, encode_masks, list_missing, size_of, to_rle
-from rsgeoseg.datasets.referring import Expression, ReferringDataset, check_split
+from rsgeoseg.datasets.referring import Expression, ReferringDataset
+from rsgeoseg.datasets.source import check_split
 from rsgeoseg.errors import UsageError
 from rsgeoseg.weights.unpickling import DAMAGE, RefusedName, StoredPickle
 
@@ -53,7 +54,7 @@ class RefCocoDataset(ReferringDataset):
 
     Args:
         root: dataset folder, see ``LAYOUT``.
-        split: one of ``SPLITS``.
+        split: one of ``splits``.
         misfits: what becomes of images whose file has another size than their mask. ``refuse``: an error that names
             them; ``leave_out``: their expressions are left out; ``stretch``: the mask is stretched to the image,
             nearest pixel, as all programs do that resize both to one square.
@@ -66,15 +67,20 @@ class RefCocoDataset(ReferringDataset):
 
     FOLDERS: ClassVar[tuple[str, ...]]
     """Names that copies of the dataset use for its two folders."""
-    SPLITS: ClassVar[tuple[str, ...]]
+    splits: ClassVar[tuple[str, ...]]
     """Parts of the dataset."""
     LAYOUT: ClassVar[str]
     """The expected files."""
 
     def __init__(
-        self, root: Path | str, split: str, *, misfits: Misfits = "refuse", transforms: Transforms | None = None
+        self,
+        root: Path | str,
+        split: str = "train",
+        *,
+        misfits: Misfits = "refuse",
+        transforms: Transforms | None = None,
     ) -> None:
-        check_split(split, self.SPLITS)
+        check_split(type(self).__name__, split, self.splits)
         root = Path(root)
         folder = next((name for name in self.FOLDERS if (root / name).is_dir()), self.FOLDERS[0])
         images = f"images/{folder}/JPEGImages"

@@ -129,17 +129,6 @@ class ReferringDataset(NonGeoDataset, ABC):
         return figure
 
 
-def check_split(split: str, splits: Sequence[str]) -> None:
-    """Refuse a split that a dataset does not have.
-
-    Raises:
-        UsageError: ``split`` is not one of ``splits``.
-    """
-    if split not in splits:
-        msg = f"{split}: no such split; choose {', '.join(splits)}"
-        raise UsageError(msg)
-
-
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """Read a text file: number (from 1) and content of its lines, white space around them and blank lines left out.
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from rsgeoseg.datasets.labelled import ImageFile, encode_masks, list_missing, size_of
-from rsgeoseg.datasets.referring import Expression, ReferringDataset, check_split, read_lines
+from rsgeoseg.datasets.referring import Expression, ReferringDataset, read_lines
+from rsgeoseg.datasets.source import check_split
 from rsgeoseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ class RefSegRS(ReferringDataset):
         UsageError: files are missing, or a line is not an ID and an expression.
     """
 
-    SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
 
-    def __init__(self, root: Path | str, split: str, *, transforms: Transforms | None = None) -> None:
+    def __init__(self, root: Path | str, split: str = "train", *, transforms: Transforms | None = None) -> None:
         super().__init__((), transforms)
-        check_split(split, self.SPLITS)
+        check_split("RefSegRS", split, self.splits)
         root, listing = Path(root), f"output_phrase_{split}.txt"
         list_missing(root, ["images", "masks", listing], _LAYOUT)
         lines = []

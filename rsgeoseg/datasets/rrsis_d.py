@@ -25,7 +25,7 @@ class RrsisD(RefCocoDataset):
     """
 
     FOLDERS: ClassVar[tuple[str, ...]] = ("rrsisd", "rrsis_d", "rsdata")
-    SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "test")
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test")
     LAYOUT: ClassVar[str] = """  ROOT/
     images/rrsisd/JPEGImages/00001.jpg ...
     rrsisd/instances.json    COCO instances

@@ -19,7 +19,7 @@ class RrsisM(RefCocoDataset):
     """
 
     FOLDERS: ClassVar[tuple[str, ...]] = ("rrsism", "rrsis_m")
-    SPLITS: ClassVar[tuple[str, ...]] = ("train", "test")
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
     LAYOUT: ClassVar[str] = """  ROOT/
     images/rrsism/JPEGImages/00001.jpg ...
     rrsism/instances.json    COCO instances

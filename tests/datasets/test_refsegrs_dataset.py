@@ -48,7 +48,7 @@ def test_the_other_splits_and_line_ends_of_windows(tmp_path):
     write(tmp_path)
     assert RefSegRS(tmp_path, "val")[0]["text"] == "car"
     assert RefSegRS(tmp_path, "test")[0]["text"] == "van in the parking area"
-    with pytest.raises(UsageError, match="dev: no such split"):
+    with pytest.raises(UsageError, match="has no split 'dev'"):
         RefSegRS(tmp_path, "dev")
 
 

@@ -43,7 +43,7 @@ def test_the_splits_are_apart_and_transforms_are_applied(tmp_path):
     assert dataset[0]["seen"]
     with pytest.raises(UsageError, match="has no expression of the split val; it has test, train"):
         RrsisD(tmp_path, "val")
-    with pytest.raises(UsageError, match="testA: no such split; choose train, val, test"):
+    with pytest.raises(UsageError, match="has no split 'testA'; choose from train, val, test"):
         RrsisD(tmp_path, "testA")
 
 

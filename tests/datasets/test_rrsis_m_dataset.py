@@ -22,7 +22,7 @@ def test_several_objects_of_one_image_are_samples_of_their_own(tmp_path, folder)
 
 
 def test_it_has_no_validation_split_and_says_which_layout_it_assumes(tmp_path):
-    with pytest.raises(UsageError, match="choose train, test"):
+    with pytest.raises(UsageError, match="choose from train, test"):
         RrsisM(write(tmp_path, "rrsism"), "val")
     with pytest.raises(UsageError, match="the published layout is not known"):
         RrsisM(tmp_path / "nowhere", "test")
