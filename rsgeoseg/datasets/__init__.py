@@ -24,6 +24,7 @@ _PLACES = {
     "SSDD": "ssdd",
     "SandBar": "sandbar",
     "WHUBuilding": "whu_building",
+    "WHUBuildingCoco": "whu_building",
     "WHUSatellite": "whu_satellite",
     "YoloInstances": "yolo",
     "open_dataset": "catalog",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchgeo.datasets import VHR10
+from torchgeo.datasets.utils import check_integrity
 
 from rsgeoseg.datasets.published_coco import PublishedCoco
+from rsgeoseg.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +21,8 @@ class NWPUVHR10(PublishedCoco):
     """NWPU VHR-10 with instance masks; ``train`` and ``val`` are RSPrompter's split, ``positive`` all 650 images.
 
     ``positive`` is torchgeo's layout, and its download (``torchgeo.datasets.VHR10``). Images are found by their file
-    names: torchgeo's own class finds annotations by counting, and numbers classes from one.
+    names: torchgeo's own class finds annotations by counting, and numbers classes from one. The 150 images of the
+    negative set have no annotations and are in no split. ``checksum`` alone checks the annotations of ``positive``.
     """
 
     title = "NWPU VHR-10"
@@ -61,7 +64,12 @@ class NWPUVHR10(PublishedCoco):
         return _FOLDERS[::-1] if split == "positive" else _FOLDERS
 
     def _fetch(self, *, download: bool, checksum: bool) -> None:
-        if download and self.split_name == "positive":
-            VHR10(str(self.root), "positive", download=True, checksum=checksum)
-        else:
+        if self.split_name != "positive":
             super()._fetch(download=download, checksum=checksum)
+        elif download:
+            VHR10(str(self.root), "positive", download=True, checksum=checksum)
+        elif checksum:
+            path = self._find(self.annotation_places("positive"), "annotations")
+            if not check_integrity(str(path), VHR10.target_meta["md5"]):
+                msg = f"{path}: is not the file that torchgeo downloads (md5 {VHR10.target_meta['md5']}); get it again"
+                raise UsageError(msg)
