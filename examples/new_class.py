@@ -18,9 +18,12 @@ from pathlib import Path
 import geopandas
 import numpy as np
 import pyogrio
+import rasterio
 import shapely
 from affine import Affine
+from PIL import Image, ImageDraw
 from rasterio.features import shapes
+from rasterio.windows import Window
 
 from rsgeoseg.testing.scenes import SceneTruth, generate_scene
 
@@ -66,6 +69,24 @@ def call(*arguments: object) -> str:
     return done.stdout
 
 
+def draw(scene: Path, maps: list[Path], out: Path, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """A part of a scene with each map's outlines, side by side: buildings green, the rest yellow."""
+    with rasterio.open(scene) as file:
+        pixels = file.read(window=Window(*corner, *size)).transpose(1, 2, 0)
+        to_pixels = ~file.transform
+    sheet = Image.new("RGB", ((size[0] + 12) * len(maps) - 12, size[1]), "white")
+    for place, path in enumerate(maps):
+        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        pen = ImageDraw.Draw(picture)
+        found = geopandas.read_file(path).explode()
+        for shape, name in zip(found.geometry, found.class_name, strict=True):
+            ring = [to_pixels * point[:2] for point in shape.exterior.coords]
+            line = [(x - corner[0], y - corner[1]) for x, y in ring]
+            pen.line([*line, line[0]], fill=(60, 220, 90) if name == "building" else (250, 210, 40), width=5)
+        sheet.paste(picture, (place * (size[0] + 12), 0))
+    sheet.reduce(2).save(out, quality=82)
+
+
 def main() -> None:
     """Do it all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,6 +114,7 @@ def main() -> None:
     weights = here / "run" / "weights.safetensors"
     call("run", other, "-o", here / "after.gpkg", "--weights", weights, "--overwrite", "--device", args.device)
     call("evaluate", here / "truth.gpkg", here / "after.gpkg")
+    draw(other, [here / "before.gpkg", here / "after.gpkg"], here / "maps.jpg", (2800, 3100), (1200, 900))
 
 
 if __name__ == "__main__":

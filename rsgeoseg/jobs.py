@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 from rsgeoseg import registry
+from rsgeoseg.engine.clicking import score_clicks
 from rsgeoseg.engine.deliver import Delivery
 from rsgeoseg.engine.options import PipelineOptions, class_labels
 from rsgeoseg.engine.order import DEFAULT_MODEL, RunJob, RunOptions, check_names
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 
     from geopandas import GeoDataFrame
 
-    from rsgeoseg.contract import ModelSpec, Segmenter
+    from rsgeoseg.contract import ModelSpec, Promptable, Segmenter
+    from rsgeoseg.datasets.instances import InstanceDataset
     from rsgeoseg.engine.events import Event
     from rsgeoseg.engine.scoring import AnnotatedImages, ScoredImages
+    from rsgeoseg.evaluate.interactive import InteractiveResult
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ __all__ = [
     "RunJob",
     "RunOptions",
     "evaluate",
+    "evaluate_clicks",
     "exit_code",
     "run",
     "run_job",
@@ -205,6 +209,47 @@ def evaluate(
     )
 
 
+def evaluate_clicks(
+    job: EvaluateJob,
+    *,
+    segmenter: Promptable[Any] | None = None,
+    tell: Callable[[int, int], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> InteractiveResult:
+    """Measure how many clicks of a simulated user the annotated objects need.
+
+    Args:
+        job: what to measure; ``every`` and ``start`` choose images.
+        segmenter: a loaded model to use instead of loading ``job.model``.
+        tell: called with objects done and objects in all.
+        cancel: set it from another thread to stop.
+
+    Raises:
+        UsageError, ModelError: one line saying what, where and what to do.
+    """
+    data = _instances(job)
+    chosen = data.subset(range(job.start, len(data), job.every))
+    loaded: Any = segmenter or registry.load_model(job.model, weights=job.weights, device=job.device)
+    return score_clicks(loaded, chosen, tell=tell, cancel=cancel)
+
+
+def _instances(job: EvaluateJob) -> InstanceDataset:
+    """Open the images of a job as a dataset (torch and torchgeo, for these ways only)."""
+    if job.dataset is None:
+        if job.annotations is None or job.images is None:
+            msg = "give annotations and the folder of their images, or a dataset and its root"
+            raise UsageError(msg)
+        from rsgeoseg.datasets.coco import CocoInstances  # noqa: PLC0415
+
+        return CocoInstances(job.images, job.annotations)
+    if job.root is None:
+        msg = f"give the folder of {job.dataset} as root"
+        raise UsageError(msg)
+    from rsgeoseg.datasets.catalog import find_dataset, open_dataset  # noqa: PLC0415
+
+    return open_dataset(job.dataset, Path(job.root), job.split or find_dataset(job.dataset).measured)
+
+
 def _annotated(job: EvaluateJob) -> tuple[AnnotatedImages, Path | dict[str, Any]]:
     """Find the images of a job and their annotations."""
     if job.dataset is None:
@@ -212,12 +257,7 @@ def _annotated(job: EvaluateJob) -> tuple[AnnotatedImages, Path | dict[str, Any]
             msg = "give annotations and the folder of their images, or a dataset and its root"
             raise UsageError(msg)
         return ImageFolder(Path(job.images)), Path(job.annotations)
-    if job.root is None:
-        msg = f"give the folder of {job.dataset} as root"
-        raise UsageError(msg)
-    from rsgeoseg.datasets.catalog import open_dataset  # noqa: PLC0415  (torch and torchgeo, for this way only)
-
-    data = open_dataset(job.dataset, Path(job.root), job.split)
+    data = _instances(job)
     place = {data.labelled(index).image_id: index for index in range(len(data))}
     return ReadImages(lambda image_id: data.labelled(place[image_id]).read()), data.to_coco()
 

@@ -77,8 +77,8 @@ def _answer(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor
     """The same for very many queries (P or 1, L, C') and a few keys (P, T, C').
 
     With heads of eight channels the fused kernel spends its time on bookkeeping. One product with the keys laid out
-    block-diagonally, head by head, does redundant sums with zeros and is still faster in half precision on a CPU. Queries
-    lie along the last axis, where a softmax over a few keys is vectorised: ten times faster than the other way round.
+    block-diagonally, head by head, does redundant sums with zeros and is still faster in half precision on a CPU.
+    Queries lie along the last axis, where a softmax over a few keys is vectorised: ten times faster than otherwise.
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return _attend(attention, query, key, value)

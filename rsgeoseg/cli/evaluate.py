@@ -126,6 +126,7 @@ def evaluate(
     Average precision by COCO's rule, in per cent.
     evaluate truth.gpkg found.gpkg: polygons on the map. evaluate truth.json --images FOLDER: a model, image by image.
     evaluate --dataset NAME --root FOLDER: a model on a known dataset. evaluate truth.json results.json: COCO results.
+    With a model that answers prompts (sam-prompt, sam2-prompt) a simulated user clicks: NoC, NoF, IoU per click.
     evaluate TRUE_MASKS FOUND_MASKS: referring segmentation, two folders of PNG masks.
     """
     common.set_up(verbose=verbose, quiet=quiet)
@@ -200,11 +201,15 @@ def _judged(asked: _Asked) -> Iterator[_Judged]:
 
 
 def _judge_model(asked: _Asked) -> _Judged:
-    from rsgeoseg import jobs
+    from rsgeoseg import jobs, registry
     from rsgeoseg.cli.progress import show_count
     from rsgeoseg.evaluate.evidence import image_evidence
 
     asked.on_map.refuse()
+    if registry.card(asked.job.model).needs_prompts:
+        with show_count("objects", quiet=asked.quiet) as tell:
+            figures = jobs.evaluate_clicks(asked.job, tell=tell).to_dict()
+        return _Judged(figures=figures, tables=show.interactive_tables(figures), for_paper=figures)
     with _no_word_of_crs(), show_count("images", quiet=asked.quiet) as tell:
         found = jobs.evaluate(asked.job, tell=tell)
     kinds = found.scores.by_kind()

@@ -91,6 +91,17 @@ def referring_tables(figures: dict[str, Any]) -> list[Table]:
     return [Table("Referring segmentation, per cent", (*names.values(), "expressions"), (row,))]
 
 
+def interactive_tables(figures: dict[str, Any]) -> list[Table]:
+    """Show the figures of interactive segmentation: clicks needed, failures, and the curve of IoU per click."""
+    at = (80, 85, 90)
+    titles = (*(f"NoC@{level}" for level in at), *(f"NoF@{level}" for level in at), "objects")
+    needed = ("-" if figures[f"noc{level}"] is None else f"{figures[f'noc{level}']:.2f}" for level in at)
+    row = (*needed, *(str(figures[f"nof{level}"]) for level in at), str(figures["n"]))
+    curve = tuple((str(click), _percent(iou)) for click, iou in enumerate(figures["curve"], start=1))
+    about = f"Simulated clicks, at most {figures['max_clicks']} per object"
+    return [Table(about, titles, (row,)), Table("Mean IoU, per cent", ("click", "mIoU"), curve)]
+
+
 def paper_listing(tables: Iterable[PaperTable]) -> Table:
     """List the tables of papers."""
     rows = [(table.name, table.about, table.table, table.paper) for table in tables]

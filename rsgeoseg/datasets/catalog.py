@@ -27,6 +27,8 @@ class DatasetCard:
     """``module:Class``."""
     kind: Literal["instances", "referring"]
     """What its samples are."""
+    measured: str
+    """Split that models are measured on, as the papers do."""
     terms: str
     """What may be done with it, as far as its authors say."""
 
@@ -36,27 +38,33 @@ class DatasetCard:
         return getattr(importlib.import_module(module), name)
 
 
-def _instances(name: str, title: str, place: str, terms: str) -> DatasetCard:
-    return DatasetCard(name=name, title=title, place=f"rsgeoseg.datasets.{place}", kind="instances", terms=terms)
+def _instances(name: str, title: str, place: str, measured: str, terms: str) -> DatasetCard:
+    where = f"rsgeoseg.datasets.{place}"
+    return DatasetCard(name=name, title=title, place=where, kind="instances", measured=measured, terms=terms)
 
 
 def _referring(name: str, title: str, place: str, terms: str) -> DatasetCard:
-    return DatasetCard(name=name, title=title, place=f"rsgeoseg.datasets.{place}", kind="referring", terms=terms)
+    where = f"rsgeoseg.datasets.{place}"
+    return DatasetCard(name=name, title=title, place=where, kind="referring", measured="test", terms=terms)
 
 
 _RESEARCH = "research use"
 DATASETS: dict[str, DatasetCard] = {
     card.name: card
     for card in (
-        _instances("whu-building", "WHU building, aerial", "whu_building:WHUBuilding", "no licence stated"),
-        _instances("nwpu-vhr10", "NWPU VHR-10", "nwpu:NWPUVHR10", _RESEARCH),
-        _instances("ssdd", "SSDD, ships in SAR images", "ssdd:SSDD", "no licence stated"),
-        _instances("hrsid", "HRSID, ships in SAR images", "hrsid:HRSID", "no licence stated"),
-        _instances("isaid", "iSAID", "isaid:ISAID", "academic use only"),
-        _instances("potsdam", "ISPRS Potsdam, buildings and cars", "potsdam:PotsdamInstances", "on request from ISPRS"),
-        _instances("loveda-urban", "LoveDA urban, buildings", "loveda:LoveDAUrban", "CC BY-NC-SA 4.0"),
-        _instances("whu-satellite", "WHU building, satellite", "whu_satellite:WHUSatellite", "no licence stated"),
-        _instances("sandbar", "SandBar", "sandbar:SandBar", "not published"),
+        _instances("whu-building", "WHU building, aerial", "whu_building:WHUBuilding", "test", "no licence stated"),
+        _instances("nwpu-vhr10", "NWPU VHR-10", "nwpu:NWPUVHR10", "val", _RESEARCH),
+        _instances("ssdd", "SSDD, ships in SAR images", "ssdd:SSDD", "val", "no licence stated"),
+        _instances("hrsid", "HRSID, ships in SAR images", "hrsid:HRSID", "test", "no licence stated"),
+        _instances("isaid", "iSAID", "isaid:ISAID", "val", "academic use only"),
+        _instances(
+            "potsdam", "ISPRS Potsdam, buildings and cars", "potsdam:PotsdamInstances", "test", "on request from ISPRS"
+        ),
+        _instances("loveda-urban", "LoveDA urban, buildings", "loveda:LoveDAUrban", "val", "CC BY-NC-SA 4.0"),
+        _instances(
+            "whu-satellite", "WHU satellite", "whu_satellite:WHUSatellite", "test", "no licence stated"
+        ),
+        _instances("sandbar", "SandBar", "sandbar:SandBar", "test", "not published"),
         _referring("refsegrs", "RefSegRS", "refsegrs:RefSegRS", "no licence stated"),
         _referring("rrsis-d", "RRSIS-D", "rrsis_d:RrsisD", "no licence stated"),
         _referring("rrsis-m", "RRSIS-M", "rrsis_m:RrsisM", "not published"),

@@ -19,18 +19,23 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from rsgeoseg.datasets.instances import InstanceDataset
+
 
 class InstanceDataModule(NonGeoDataModule):
     """Batches of a known dataset, for ``torchgeo`` tasks and any Lightning module.
 
     A batch has ``image`` (B, 3, S, S) float32 0-1 and lists of B: ``mask`` (N, S, S), ``bbox_xyxy`` (N, 4) and
-    ``label`` (N,). Images are scaled to fit a square of side S and padded to the right and below. Without a split of
-    its own, validation and test are every fifth image of ``train``, which training then leaves out. `rsgeoseg train`
-    does not use this: it draws its own crops.
+    ``label`` (N,). Images are scaled to fit a square of side S and padded to the right and below.
+
+    ``validate`` uses the split ``val``, ``test`` the split that the papers measure on (``DatasetCard.measured``). Where
+    there is no such split it is every fifth image of the training split; training leaves these out where they are
+    validated on. `rsgeoseg train` does not use this: it draws its own crops.
 
     Args:
         name: of the dataset (`rsgeoseg.datasets.catalog`).
         root: its folder.
+        split: train, validate and test on this split alone, divided as above; None = the published splits.
         image_size: S, pixels.
         batch_size: images per batch.
         num_workers: processes that read.
@@ -48,6 +53,7 @@ class InstanceDataModule(NonGeoDataModule):
         name: str,
         root: Path | str,
         *,
+        split: str | None = None,
         image_size: int = 512,
         batch_size: int = 4,
         num_workers: int = 0,
@@ -61,21 +67,24 @@ class InstanceDataModule(NonGeoDataModule):
         super().__init__(kind, batch_size, num_workers)
         self.aug = _Scale()
         self.collate_fn = collate_fn_detection
-        self.splits: tuple[str, ...] = kind.splits
+        self.splits: tuple[str, ...] = kind.splits if split is None else (split,)
+        self.measured = card.measured
         self._open = partial(open_dataset, name, root, transforms=partial(fit_square, side=image_size), **options)
 
     def setup(self, stage: str) -> None:
         """Open the splits that a stage needs: ``fit``, ``validate``, ``test`` or ``predict``."""
-        own_val = "val" in self.splits
         if stage == "fit":
             train = self._open(split=self.splits[0])
-            self.train_dataset = train if own_val else train.split()[0]
+            self.train_dataset = train if "val" in self.splits[1:] else train.split()[0]
         if stage in {"fit", "validate"}:
-            self.val_dataset = self._open(split="val") if own_val else self._open(split=self.splits[0]).split()[1]
+            self.val_dataset = self._held_out("val")
         if stage in {"test", "predict"}:
-            split = next((name for name in ("test", "val") if name in self.splits), None)
-            data = self._open(split=self.splits[0]).split()[1] if split is None else self._open(split=split)
-            setattr(self, f"{stage}_dataset", data)
+            setattr(self, f"{stage}_dataset", self._held_out(self.measured))
+
+    def _held_out(self, split: str) -> InstanceDataset:
+        if split in self.splits[1:]:
+            return self._open(split=split)
+        return self._open(split=self.splits[0]).split()[1]
 
 
 class _Scale(torch.nn.Module):
@@ -103,7 +112,7 @@ def fit_square(sample: dict[str, Any], side: int) -> dict[str, Any]:
         masks = masks.new_zeros(0, *size)
     padding = (0, side - size[1], 0, side - size[0])
     image, masks = F.pad(image, padding), F.pad(masks, padding)
-    there = masks.flatten(1).any(1)
+    there = (masks != 0).flatten(1).any(1)
     masks = masks[there]
     return {
         **sample,

@@ -60,11 +60,13 @@ class CentreHead(nn.Module):
         self.level_bias = nn.Parameter(torch.zeros(len(STRIDES), classes))
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Compute centre logits (B, classes, h, w) and tower features (B, C, h, w) for strides 8, 16, 32."""
-        features = [self.tower(x) for x in maps]
-        logits = [
-            (self.heat(x) + bias[:, None, None]).float() for x, bias in zip(features, self.level_bias, strict=True)
-        ]
+        """Compute centre logits (B, classes, h, w) and tower features (B, C, h, w) for strides 8, 16, 32.
+
+        In float32 whatever the caller's number format: bfloat16 moves peaks across the threshold.
+        """
+        with torch.autocast(maps[0].device.type, enabled=False):
+            features = [self.tower(x.float()) for x in maps]
+            logits = [self.heat(x) + bias[:, None, None] for x, bias in zip(features, self.level_bias, strict=True)]
         return logits, features
 
 

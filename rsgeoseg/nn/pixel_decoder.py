@@ -174,32 +174,40 @@ class PixelDecoder(nn.Module):
             Mask feature (B, mask_channels, H/4, W/4), and the refined maps (B, width, h, w), coarse to fine:
             strides 64, 32, 16, 8, 4.
         """
-        tokens, positions, references, shapes = [], [], [], []
-        for level, conv in enumerate(self.input_convs):
-            x = conv(maps[-1 - level])
-            h, w = x.shape[-2:]
-            tokens.append(x.flatten(2).transpose(1, 2))
-            sine = cell_positions(
-                h,
-                w,
-                stride=self.strides[-1 - level],
-                extent=self.extent,
-                features=self.width // 2,
-                device=x.device,
-                origin=origin,
-            )
-            positions.append(sine + self.level_encoding.weight[level])
-            xs = (torch.arange(w, device=x.device) + 0.5) / w
-            ys = (torch.arange(h, device=x.device) + 0.5) / h
-            references.append(torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2))
-            shapes.append((h, w))
-        state, position, reference = torch.cat(tokens, 1), torch.cat(positions), torch.cat(references)
-        for layer in self.encoder:
-            state = layer(state, position, reference, shapes)
-        split = torch.split(state, [h * w for h, w in shapes], dim=1)
-        refined = [x.transpose(1, 2).reshape(len(x), -1, *shape) for x, shape in zip(split, shapes, strict=True)]
+        refined = self._talk(maps[::-1][: self.encoded_levels], origin)
         for level in reversed(range(len(self.lateral_convs))):
             lateral = self.lateral_convs[level](maps[level])
-            above = F.interpolate(refined[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            above = F.interpolate(refined[-1].to(lateral.dtype), size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             refined.append(self.output_convs[level](lateral + above))
         return self.mask_feature(refined[-1]), refined
+
+    def _talk(self, maps: Sequence[Tensor], origin: tuple[float, float]) -> list[Tensor]:
+        """Let the coarse maps, coarse to fine, attend to each other.
+
+        In float32: few cells, and what they say decides which objects there are.
+        """
+        with torch.autocast(maps[0].device.type, enabled=False):
+            tokens, positions, references, shapes = [], [], [], []
+            for level, conv in enumerate(self.input_convs):
+                x = conv(maps[level].float())
+                h, w = x.shape[-2:]
+                tokens.append(x.flatten(2).transpose(1, 2))
+                sine = cell_positions(
+                    h,
+                    w,
+                    stride=self.strides[-1 - level],
+                    extent=self.extent,
+                    features=self.width // 2,
+                    device=x.device,
+                    origin=origin,
+                )
+                positions.append(sine + self.level_encoding.weight[level])
+                xs = (torch.arange(w, device=x.device) + 0.5) / w
+                ys = (torch.arange(h, device=x.device) + 0.5) / h
+                references.append(torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2))
+                shapes.append((h, w))
+            state, position, reference = torch.cat(tokens, 1), torch.cat(positions), torch.cat(references)
+            for layer in self.encoder:
+                state = layer(state, position, reference, shapes)
+            split = torch.split(state, [h * w for h, w in shapes], dim=1)
+            return [x.transpose(1, 2).reshape(len(x), -1, *shape) for x, shape in zip(split, shapes, strict=True)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 from pathlib import Path
 
 from rsgeoseg.datasets.coco import CocoInstances
@@ -18,7 +17,7 @@ from rsgeoseg.registry import load_model
 from rsgeoseg.train.callbacks import VALIDATION_THRESHOLD
 from rsgeoseg.train.validate import evaluate_images
 from rsgeoseg.weights.cards import BUNDLED, WeightsCard
-from rsgeoseg.weights.files import read_weights, sha256_of
+from rsgeoseg.weights.files import read_weights, sha256_of, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +49,15 @@ def bundle(
         score_threshold: score below which objects are left off a map.
         gsd_range: metres per pixel of the training images.
     """
-    description = read_weights(weights).description
+    file = read_weights(weights)
+    # a training's settings name folders of the machine that it ran on
+    description = {key: value for key, value in file.description.items() if key not in {"training", "accuracy"}}
     _, held = CocoInstances(images, annotations).split()
     model = load_model(description["model"], weights=weights)
     accuracy = evaluate_images(model.at_threshold(VALIDATION_THRESHOLD), held)  # type: ignore[attr-defined]
     target = BUNDLED / f"{card_id}.safetensors"
     BUNDLED.mkdir(exist_ok=True)
-    shutil.copyfile(weights, target)
+    write_weights(target, file.tensors, description)
     card = WeightsCard(
         id=card_id,
         model=description["model"],

@@ -8,8 +8,10 @@ import rasterio
 from PIL import Image
 from rasters import draw_ids
 
+from rsgeoseg import registry
+from rsgeoseg.contract import Instances, ModelSpec
 from rsgeoseg.evaluate.coco import encode_mask
-from rsgeoseg.testing.oracle import encode_ids
+from rsgeoseg.testing.oracle import decode_ids, encode_ids
 
 CLASSES = ["storage tank", "ship", "bridge"]
 
@@ -204,3 +206,51 @@ def test_it_refuses_in_words(cli, annotated):
     broken["categories"] = [{"id": 1, "name": "moon"}]
     Path("moon.json").write_text(json.dumps(broken))
     cli("evaluate", "moon.json", "--images", images).fails(2, "moon", "storage tank")
+
+
+class ClickOracle:
+    """Answers a click with the whole object that the pixels of an ids picture spell there."""
+
+    def __init__(self):
+        self.spec = ModelSpec(
+            name="sam-prompt", classes=("object",), chip_size=512, accepts=frozenset({"points"}), needs_prompts=True
+        )
+
+    def encode(self, chip):
+        return decode_ids(chip)
+
+    def decode(self, ids, prompts):
+        x, y = prompts.points[0].astype(int)
+        mask = ids == ids[y, x]
+        ys, xs = np.nonzero(mask)
+        box = np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]], np.int32)
+        crop = mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+        return Instances(boxes=box, masks=[crop], scores=np.ones(1, np.float32), labels=np.zeros(1, np.int64))
+
+
+def test_a_model_that_answers_prompts_is_clicked_at(cli, annotated, monkeypatch):
+    truth, images = annotated
+    monkeypatch.setattr(registry, "load_model", lambda name, weights=None, device="auto": ClickOracle())
+    asked = ("evaluate", truth, "--images", images, "--model", "sam-prompt", "-q")
+    figures = json.loads(cli(*asked, "--json").out)
+    assert (figures["n"], figures["noc90"], figures["nof90"], figures["curve"][0]) == (48, 1.0, 0, 1.0)
+    table = cli(*asked, "--paper", "rsisrefiner-nwpu").out
+    assert "NoC@90" in table
+    assert "RS-ISRefiner (ViT-B)" in table
+    assert json.loads(cli(*asked, "--json", "--every", 3).out)["n"] == 16
+
+
+def test_a_model_on_a_known_dataset(cli, annotated):
+    """The same images as SSDD's files: one command, no paths of annotations."""
+    truth, images = annotated
+    document = json.loads(truth.read_text())
+    document["categories"] = [{"id": 29, "name": "ship"}]
+    document["annotations"] = [a for a in document["annotations"] if a["category_id"] == 29]
+    (images.parent / "annotations").mkdir()
+    (images.parent / "annotations" / "SSDD_instances_val.json").write_text(json.dumps(document))
+    asked = ("evaluate", "--dataset", "ssdd", "--root", images.parent, "-q", "--json")
+    figures = json.loads(cli(*asked).out)  # val is what is measured
+    assert figures["ap"] == pytest.approx(1)
+    assert [row["name"] for row in figures["per_class"]] == ["ship"]
+    cli(*asked, "--split", "train").fails(2, "SSDD_instances_train.json")
+    cli("evaluate", "--dataset", "sdds", "--root", images.parent).fails(2, "choose from whu-building")

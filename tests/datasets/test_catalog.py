@@ -109,3 +109,9 @@ def test_fitting_a_square_keeps_masks_on_their_objects():
     assert float(half["image"][0, 7, 20]) == pytest.approx(200, abs=1)
     tiny = fit_square(sample, 8)
     assert tiny["label"].tolist() == [3]  # the single pixel vanished
+
+
+@pytest.mark.parametrize("name", sorted(THE_ISSUE))
+def test_the_split_that_is_measured_is_one_of_the_datasets(name):
+    card = find_dataset(name)
+    assert card.measured in card.load().splits
