@@ -61,9 +61,7 @@ DATASETS: dict[str, DatasetCard] = {
             "potsdam", "ISPRS Potsdam, buildings and cars", "potsdam:PotsdamInstances", "test", "on request from ISPRS"
         ),
         _instances("loveda-urban", "LoveDA urban, buildings", "loveda:LoveDAUrban", "val", "CC BY-NC-SA 4.0"),
-        _instances(
-            "whu-satellite", "WHU satellite", "whu_satellite:WHUSatellite", "test", "no licence stated"
-        ),
+        _instances("whu-satellite", "WHU satellite", "whu_satellite:WHUSatellite", "test", "no licence stated"),
         _instances("sandbar", "SandBar", "sandbar:SandBar", "test", "not published"),
         _referring("refsegrs", "RefSegRS", "refsegrs:RefSegRS", "no licence stated"),
         _referring("rrsis-d", "RRSIS-D", "rrsis_d:RrsisD", "no licence stated"),
