@@ -177,7 +177,8 @@ class PixelDecoder(nn.Module):
         refined = self._talk(maps[::-1][: self.encoded_levels], origin)
         for level in reversed(range(len(self.lateral_convs))):
             lateral = self.lateral_convs[level](maps[level])
-            above = F.interpolate(refined[-1].to(lateral.dtype), size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            coarser = refined[-1].to(lateral.dtype)
+            above = F.interpolate(coarser, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             refined.append(self.output_convs[level](lateral + above))
         return self.mask_feature(refined[-1]), refined
 
