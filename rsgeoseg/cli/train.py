@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _DATA, _MODEL, _SCHEDULE, _CROPS, _MACHINE = "Data", "Model", "Schedule", "Crops", "Machine"
 
 
+_NOT_OF_THE_TRAINING = frozenset(
+    {"output", "preset", "config", "device", "restart", "list_presets", "show_config", "verbose", "quiet"}
+)
+
+
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, **more)
 
@@ -102,12 +107,11 @@ def train(
     Stopped, it goes on from its last checkpoint when the same command is given again, with the same result as if it
     had not been stopped. Options given here win over --config, and that over --preset.
     """
+    # all options of a training by name, those that were not given left out (0 is given, and equals False)
     given = {
         name: value
         for name, value in locals().items()
-        if name not in {"output", "preset", "config", "device", "restart", "list_presets", "show_config", "verbose"}
-        and name != "quiet"
-        and value not in (None, [], False)
+        if name not in _NOT_OF_THE_TRAINING and value is not None and value is not False and value != []
     }
     common.set_up(verbose=verbose, quiet=quiet)
     try:

@@ -83,6 +83,14 @@ def test_later_ones_win(tmp_path):
     assert (config.epochs, config.steps, config.model_options["num_queries"]) == (None, 9, 5)
 
 
+def test_nought_is_an_option_too(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        show("i", "a.json", "--clip", "0", "--mosaic", "0", "--average", "0", "--bands", "3,2,1")
+    )
+    config = config_from(read_yaml(tmp_path / "c.yaml"))
+    assert (config.clip, config.mosaic, config.average, config.bands) == (0, 0, 0, (3, 2, 1))
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_training(name):
     config = config_from(DATA | find_preset(name).values)
