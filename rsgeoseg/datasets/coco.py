@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pycocotools import mask as rle
@@ -16,10 +16,6 @@ from rsgeoseg.errors import UsageError
 if TYPE_CHECKING:
     from rsgeoseg.datasets.instances import Transforms
     from rsgeoseg.datasets.labelled import Shape
-
-_LAYOUT = """  FOLDER/
-    IMAGE.jpg ...            every file_name of the annotations
-  ANNOTATIONS.json           COCO instances: images, annotations, categories"""
 
 
 class CocoInstances(InstanceDataset):
@@ -37,6 +33,11 @@ class CocoInstances(InstanceDataset):
             or an annotation belongs to no image or has no usable shape.
     """
 
+    layout: ClassVar[str] = """  FOLDER/
+    IMAGE.jpg ...            every file_name of the annotations
+  ANNOTATIONS.json           COCO instances: images, annotations, categories"""
+    """A picture of the expected files."""
+
     def __init__(self, folder: Path | str, annotations: Path | str, transforms: Transforms | None = None) -> None:
         folder, self.annotations = Path(folder), Path(annotations)
         document = read_coco(self.annotations)
@@ -44,7 +45,7 @@ class CocoInstances(InstanceDataset):
         super().__init__([str(c["name"]) for c in categories], transforms)
         self.document = document
         self._category_ids = tuple(int(c["id"]) for c in categories)
-        list_missing(folder, [str(i["file_name"]) for i in document["images"]], _LAYOUT)
+        list_missing(folder, [str(i["file_name"]) for i in document["images"]], self.layout)
         self.images = _labelled(document, folder, self._category_ids, self.annotations)
         """All images, sorted by file name."""
 

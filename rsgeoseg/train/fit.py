@@ -85,11 +85,12 @@ def train(
         JobCancelled: Ctrl-C.
     """
     where = find_device(device)
-    last = _prepare(config, output, resume=resume)
+    last = _checkpoint_of(config, output, resume=resume)
     kept, held = open_data(config)
     steps = config.total_steps(len(kept))
     torch.manual_seed(config.seed)
     module = _Stream(build_network(config, kept.classes), config, kept, steps)
+    _prepare(config, output, fresh=last is None)  # last: what cannot be trained leaves nothing behind
     if config.cache_features:
         encoder: Any = module.network.encoder
         FeatureCache(encoder, output / "features")
@@ -174,26 +175,31 @@ def _precision(config: TrainConfig, where: torch.device) -> Any:
     return "16-mixed" if where.type == "cuda" else "32-true"
 
 
-def _prepare(config: TrainConfig, output: Path, *, resume: bool) -> Path | None:
-    """Make the folder, check or write its settings; returns the checkpoint to go on from."""
+def _checkpoint_of(config: TrainConfig, output: Path, *, resume: bool) -> Path | None:
+    """Find the checkpoint to go on from, and check that it is of the same training."""
+    last = output / "last.ckpt"
+    if not last.is_file():
+        return None
+    if not resume:
+        msg = f"{output}: holds a training already; resume it or choose another folder"
+        raise UsageError(msg)
+    before = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(config.to_dict()))
+    differs = [key for key, value in now.items() if before.get(key) != value and key not in MAY_DIFFER]
+    if differs:
+        pairs = "; ".join(f"{key} was {before.get(key)}, now {now[key]}" for key in differs)
+        msg = f"{output}: holds a training with other settings ({pairs}); choose another folder"
+        raise UsageError(msg)
+    return last
+
+
+def _prepare(config: TrainConfig, output: Path, *, fresh: bool) -> None:
+    """Make the folder and write the settings."""
     output.mkdir(parents=True, exist_ok=True)
-    settings, last = output / "config.json", output / "last.ckpt"
-    if last.is_file():
-        if not resume:
-            msg = f"{output}: holds a training already; resume it or choose another folder"
-            raise UsageError(msg)
-        before = json.loads(settings.read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(config.to_dict()))
-        differs = [key for key, value in now.items() if before.get(key) != value and key not in MAY_DIFFER]
-        if differs:
-            pairs = "; ".join(f"{key} was {before.get(key)}, now {now[key]}" for key in differs)
-            msg = f"{output}: holds a training with other settings ({pairs}); choose another folder"
-            raise UsageError(msg)
-    else:
+    if fresh:
         for name in ("curve.csv", "validation.csv"):  # of a training that never reached a checkpoint
             (output / name).unlink(missing_ok=True)
-    settings.write_text(json.dumps(config.to_dict(), indent=1), encoding="utf-8")
-    return last if last.is_file() else None
+    (output / "config.json").write_text(json.dumps(config.to_dict(), indent=1), encoding="utf-8")
 
 
 class _Stream(TrainingModule):

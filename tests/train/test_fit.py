@@ -95,6 +95,12 @@ def test_not_finite_loss_stops_and_says_where(config, folder, tmp_path):
     assert last["global_step"] >= 1
 
 
+def test_what_cannot_be_trained_leaves_nothing_behind(config, tmp_path):
+    with pytest.raises(UsageError, match="none"):
+        train(dataclasses.replace(config, annotations=str(tmp_path / "none.json")), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_unknown_model_and_silly_numbers(config):
     with pytest.raises(ModelError, match="rsprompter-query"):
         dataclasses.replace(config, model="yolo")
