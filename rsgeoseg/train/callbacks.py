@@ -121,7 +121,9 @@ class Measurements(Callback):
         assert isinstance(module, TrainingModule)
         network = plain_network(module.average.module)
         found = TRAINABLE[self.config.model].segmenter(network, score_threshold=VALIDATION_THRESHOLD)
-        result = evaluate_images(found, self.data)
+        encoder: Any = network.encoder
+        largest = encoder.spec.image_size if encoder.spec.fixed_size else None
+        result = evaluate_images(found, self.data, largest=largest)
         step, best = trainer.global_step, self.best()
         if best is None or result.ap > best[1]:
             export_weights(self.output / "weights.safetensors", network, self.config, step, result)
