@@ -260,11 +260,13 @@ def test_unknown_model_and_weights(ids_scene, tmp_path, monkeypatch, capsys):
 
 
 SLOW_RUN = """
-    import sys, time
+    import signal, sys, time
     sys.path.insert(0, {root!r})
     from rsgeoseg import registry
     from rsgeoseg.cli.main import main
     from rsgeoseg.testing.oracle import OracleSegmenter, oracle_spec
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 
     class Slow(OracleSegmenter):
         def segment(self, chips, prompts=None):

@@ -73,11 +73,21 @@ def test_killed_at_random_moments_it_ends_with_the_same_curve(folder, whole, tmp
     assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
 
+def heed_ctrl_c():
+    """Programs that a shell starts in the background are born deaf to Ctrl-C, and so would this test's be."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @LINUX
 @pytest.mark.slow
 def test_ctrl_c_is_one_line(folder, tmp_path):
     process = subprocess.Popen(
-        command(folder, tmp_path), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(folder, tmp_path),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509  (no threads here yet)
     )
     assert process.stdout.readline().startswith("step 1 of 12")
     process.send_signal(signal.SIGINT)
