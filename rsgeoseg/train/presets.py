@@ -96,7 +96,10 @@ def _of_model(model: str, data: str) -> tuple[dict[str, Any], tuple[str, ...]]:
             "ResNet-18, AdamW 5e-4, 500 epochs: the 2023 code; the paper gives no figures",
         )
     clip = 0.01 if model == "sam-seg-mask2former" else 0.0
-    return {"clip": clip}, ("epochs and rate of the code's NWPU config; the paper gives none for SAM-seg",)
+    return {"clip": clip}, (
+        "epochs and rate of the code's NWPU config; the paper gives none for SAM-seg",
+        "gradient norm 0.01 with Mask2Former's heads, as Mask2Former's own recipe; none with Mask R-CNN's",
+    )
 
 
 def _paper_preset(model: str, data: str) -> Preset:
