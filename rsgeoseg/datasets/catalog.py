@@ -96,31 +96,26 @@ def open_dataset(name: str, root: Path | str, split: str | None = None, **option
     Raises:
         UsageError: the name is unknown or of another kind, or the files are not as expected.
     """
-    card = find_dataset(name)
-    if card.kind != "instances":
+    if find_dataset(name).kind != "instances":
         msg = f"{name} shows one object per expression, not all instances: open it with open_referring from Python"
         raise UsageError(msg)
-    kind = card.load()
-    opened: InstanceDataset = kind(root, split or kind.splits[0], **options)
+    opened: InstanceDataset = _open(name, root, split, options)
     return opened
 
 
 def open_referring(name: str, root: Path | str, split: str | None = None, **options: Any) -> ReferringDataset:
-    """Open a dataset of expressions.
-
-    Args:
-        name: in ``DATASETS``.
-        root: its folder.
-        split: None = ``train``.
-        options: further ones of its class.
+    """Open a dataset of expressions; as ``open_dataset``.
 
     Raises:
         UsageError: the name is unknown or of another kind, or the files are not as expected.
     """
-    card = find_dataset(name)
-    if card.kind != "referring":
+    if find_dataset(name).kind != "referring":
         msg = f"{name} has instances and no expressions"
         raise UsageError(msg)
-    kind = card.load()
-    opened: ReferringDataset = kind(root, split or kind.splits[0], **options)
+    opened: ReferringDataset = _open(name, root, split, options)
     return opened
+
+
+def _open(name: str, root: Path | str, split: str | None, options: dict[str, Any]) -> Any:
+    kind = find_dataset(name).load()
+    return kind(root, split or kind.splits[0], **options)

@@ -44,8 +44,11 @@ def score_clicks(
         tell: called with objects done and objects in all.
         cancel: set it from another thread to stop.
 
+    Returns:
+        Clicks needed, failures and IoU per click; NaN where there is no object.
+
     Raises:
-        UsageError: the model takes no points, or the data hold no object.
+        UsageError: the model takes no points.
         JobCancelled: stopped.
     """
     if "points" not in segmenter.spec.accepts:

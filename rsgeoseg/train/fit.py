@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from rsgeoseg.evaluate.coco import CocoResult
 
 logger = logging.getLogger(__name__)
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+"""Errors of a full disk, of a file that is too large for it, and of a quota."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,9 @@ def train(
         msg = f"cancelled after step {module.global_step}: the same command goes on from the last checkpoint"
         raise JobCancelled(msg) from error
     except OSError as error:
-        msg = f"{output}: cannot be written ({error.strerror or error}); what is in it is kept: make room and go on"
+        if error.errno not in _NO_ROOM:
+            raise
+        msg = f"{output}: cannot be written ({error.strerror}); what is in it is kept: make room and go on"
         raise OutputError(msg) from error
     best = measurements.best()
     assert best is not None, "a training ends with a measurement"
@@ -223,12 +229,27 @@ class _Stream(TrainingModule):
             length=left * per_step,
             variants=config.cache_features,
         )
-        share = config.batch_size // config.devices
-        first = self.global_rank * share
-        mine = [b + i for b in range(0, len(stream), config.batch_size) for i in range(first, first + share)]
+        mine = share_of(len(stream), config.batch_size, config.devices, self.global_rank)
         return DataLoader(
-            Subset(stream, mine), batch_size=share, collate_fn=collate, num_workers=worker_count(config, self.device)
+            Subset(stream, mine),
+            batch_size=config.batch_size // config.devices,
+            collate_fn=collate,
+            num_workers=worker_count(config, self.device),
         )
+
+
+def share_of(length: int, batch_size: int, devices: int, rank: int) -> list[int]:
+    """Number the crops that one device draws of every batch, so that all together draw what one alone would.
+
+    Args:
+        length: crops in all, a multiple of ``batch_size``.
+        batch_size: crops per batch, over all devices, a multiple of ``devices``.
+        devices: how many.
+        rank: which one, from 0.
+    """
+    share = batch_size // devices
+    first = rank * share
+    return [batch + place for batch in range(0, length, batch_size) for place in range(first, first + share)]
 
 
 def worker_count(config: TrainConfig, device: torch.device) -> int:

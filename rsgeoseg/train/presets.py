@@ -89,7 +89,7 @@ def _of_model(model: str, data: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         return {"model_options": {"prompts_per_roi": 5}, "clip": 0.0}, notes
     if model == "sam-det":
         return {"scale": [1.0, 1.0], "clip": 0.0, "encoder_factor": 1.0}, (
-            "no large-scale jitter (code); 200-300 epochs in the code, the paper gives none",
+            "no large-scale jitter (code); 200-300 epochs in the code, by dataset assumed; the paper gives none",
         )
     if model == "sam-cls":
         return {"weight_decay": 1e-4, "scale": [1.0, 1.0], "clip": 0.0}, (
@@ -97,7 +97,8 @@ def _of_model(model: str, data: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         )
     clip = 0.01 if model == "sam-seg-mask2former" else 0.0
     return {"clip": clip}, (
-        "epochs and rate of the code's NWPU config; the paper gives none for SAM-seg",
+        "rate of the code's NWPU config, epochs too on NWPU; the paper gives none for SAM-seg",
+        "on WHU the prompters' epochs of the paper (200, 300) and on SSDD those of NWPU: assumed, neither says",
         "gradient norm 0.01 with Mask2Former's heads, as Mask2Former's own recipe; none with Mask R-CNN's",
     )
 

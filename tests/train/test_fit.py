@@ -16,7 +16,8 @@ from rsgeoseg.errors import ModelError, UsageError, WeightsError
 from rsgeoseg.testing.contract import check_instances
 from rsgeoseg.train.config import TrainConfig
 from rsgeoseg.train.curve import Curve
-from rsgeoseg.train.fit import train
+from rsgeoseg.train.fit import share_of, train
+from rsgeoseg.train.network import build_network
 from rsgeoseg.weights.files import read_weights, write_weights
 
 
@@ -93,6 +94,49 @@ def test_not_finite_loss_stops_and_says_where(config, folder, tmp_path):
         train(dataclasses.replace(config, lr=1e30, warmup=0, steps=6, interval=1), tmp_path, device="cpu")
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)  # of the step before, whole
     assert last["global_step"] >= 1
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_devices_together_draw_what_one_alone_draws(devices):
+    """Batch by batch: 0-3, 4-7, 8-11, each cut into equal shares in order."""
+    shares = [share_of(12, 4, devices, rank) for rank in range(devices)]
+    width = 4 // devices
+    for batch in range(3):
+        together = [n for share in shares for n in share[batch * width : (batch + 1) * width]]
+        assert together == [4 * batch, 4 * batch + 1, 4 * batch + 2, 4 * batch + 3]
+
+
+@pytest.mark.slow
+def test_an_adapted_sam_encoder_is_a_plain_one_when_it_is_exported(folder, tmp_path):
+    """Two steps of low-rank adaptation on SAM's ViT-B at 256 pixels, random weights."""
+    config = TrainConfig(
+        images=str(folder),
+        annotations=str(folder / "coco.json"),
+        backbone="sam-vit-b",
+        lora=4,
+        model_options={"image_size": 256},
+        steps=2,
+        interval=2,
+        batch_size=1,
+        crop=64,
+        warmup=0,
+        lr=1e-2,
+        average=0.0,
+    )
+    result = train(config, tmp_path, device="cpu")
+    tensors = read_weights(result.weights).tensors
+    assert not [name for name in tensors if "parametrizations" in name]
+    torch.manual_seed(config.seed)
+    before = build_network(dataclasses.replace(config, lora=0), ("a", "b")).encoder.state_dict()
+    moved = {
+        name.removeprefix("encoder.")
+        for name, tensor in tensors.items()
+        if name.startswith("encoder.") and not torch.equal(tensor, before[name.removeprefix("encoder.")].half().float())
+    }
+    assert moved
+    assert all(name.endswith("attn.qkv.weight") for name in moved)
+    loaded = rsgeoseg.load_model("rsprompter-query", weights=result.weights, device="cpu")
+    assert loaded.spec.classes == ("a", "b")
 
 
 def test_what_cannot_be_trained_leaves_nothing_behind(config, tmp_path):
