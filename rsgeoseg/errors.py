@@ -49,6 +49,10 @@ class OutputError(RsGeoSegError):
     exit_code: ClassVar[int] = 5
 
 
+class ClusterError(RsGeoSegError):
+    """A Dask cluster that was lost while it worked."""
+
+
 class JobCancelled(RsGeoSegError):  # noqa: N818  (the user's wish, not a fault)
     """The user stopped the job; nothing was left under the final name."""
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import time
+import uuid
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
+import numpy as np
+
 from rsgeoseg import registry
+from rsgeoseg.engine.budget import MOST_ROWS, share_out, working_memory
 from rsgeoseg.engine.clicking import score_clicks
-from rsgeoseg.engine.deliver import Delivery
+from rsgeoseg.engine.deliver import Delivered, Delivery, finished_run, read_record
+from rsgeoseg.engine.identity import run_identity
+from rsgeoseg.engine.memory import resident_memory
 from rsgeoseg.engine.options import PipelineOptions, class_labels
 from rsgeoseg.engine.order import DEFAULT_MODEL, RunJob, RunOptions, check_names
+from rsgeoseg.engine.parts import FrameParts
 from rsgeoseg.engine.pipeline import segment_scene
+from rsgeoseg.engine.run_folder import RunFolder, read_manifest, run_folder
 from rsgeoseg.engine.scoring import ImageFolder, ReadImages, score_images
 from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, UsageError
 from rsgeoseg.geo.scene import Scene
@@ -29,7 +38,10 @@ if TYPE_CHECKING:
 
     from rsgeoseg.contract import ModelSpec, Promptable, Segmenter
     from rsgeoseg.datasets.instances import InstanceDataset
+    from rsgeoseg.engine.budget import Budget
+    from rsgeoseg.engine.collect import Drawing
     from rsgeoseg.engine.events import Event
+    from rsgeoseg.engine.pipeline import SceneResult
     from rsgeoseg.engine.scoring import AnnotatedImages, ScoredImages
     from rsgeoseg.evaluate.interactive import InteractiveResult
 
@@ -113,32 +125,19 @@ def run_job(
     Raises:
         RsGeoSegError: as ``run``.
     """
-    start = time.perf_counter()
-    tell = on_event or (lambda _event: None)
-    try:
-        check_job(job)
-        model = segmenter or load_segmenter(job)
-        with _opened(job, model.spec, scene) as source:
-            options = pipeline_options(job, model)
-            _warn_of_ground(source, model.spec)
-            delivery = _delivery(job)
-            collector = delivery.collector(source, model.spec)
-            result = segment_scene(source, model, options, tell, cancel, collector.take)
-            return delivery.deliver(
-                collector, result, source, model.spec, job=asdict(job), start=start, tell=tell, cancel=cancel
-            )
-    except KeyboardInterrupt as error:
-        msg = "cancelled: nothing was written"
-        raise JobCancelled(msg) from error
+    with _finished(job, on_event=on_event, cancel=cancel, segmenter=segmenter, scene=scene) as done:
+        return done.frame()
 
 
 def run_jobs(
     jobs: Sequence[RunJob], *, on_event: Callable[[Event], None] | None = None, cancel: threading.Event | None = None
-) -> Iterator[tuple[RunJob, GeoDataFrame]]:
-    """Do several jobs with one model, one after the other; every output is checked before the first one starts.
+) -> Iterator[tuple[RunJob, dict[str, Any]]]:
+    """Write the outputs of several jobs with one model, one after the other; all are checked before the first starts.
+
+    The tables are streamed into their files and never in memory whole.
 
     Yields:
-        Each job and its result, as soon as it is written.
+        Each job and its run record, as soon as it is written.
 
     Raises:
         RsGeoSegError: as ``run``; results that were yielded stay.
@@ -150,7 +149,134 @@ def run_jobs(
         key = (job.model, job.weights, job.device)
         if key not in loaded:
             loaded = {key: load_segmenter(job)}
-        yield job, run_job(job, on_event=on_event, cancel=cancel, segmenter=loaded[key])
+        with _finished(job, on_event=on_event, cancel=cancel, segmenter=loaded[key]) as done:
+            yield job, done.record
+
+
+@contextmanager
+def _finished(
+    job: RunJob,
+    *,
+    on_event: Callable[[Event], None] | None,
+    cancel: threading.Event | None,
+    segmenter: Segmenter | None = None,
+    scene: Scene | None = None,
+) -> Iterator[Delivered]:
+    """Do a job; its parts are there until the block ends."""
+    start = time.perf_counter()
+    tell = on_event or (lambda _event: None)
+    try:
+        check_job(job)
+        model = segmenter or load_segmenter(job)
+        with _opened(job, model.spec, scene) as source:
+            options = pipeline_options(job, model)
+            _warn_of_ground(source, model.spec)
+            budget = None if job.max_memory is None else _budget(job, job.max_memory, source, model, options)
+            if budget is not None:
+                options = replace(options, ahead=budget.ahead)
+                source.limit_cache(budget.cache_bytes)
+            delivery = _delivery(job, budget)
+            drawing = delivery.drawing(source, model.spec)
+            identity = run_identity(source, model.spec, options, delivery, _device_kind(model))
+            if job.resume and job.output is not None:
+                earlier = finished_run(Path(job.output), identity)
+                if earlier is not None:
+                    yield earlier
+                    return
+            with _parts(job, drawing, identity) as parts:
+                work = _segment(job, source, model, options, parts, budget, given=segmenter is not None)
+                result = work(tell, cancel)
+                about = {"job": asdict(job), "identity": identity}
+                done = delivery.deliver(
+                    parts, result, source, model.spec, about=about, start=start, tell=tell, cancel=cancel
+                )
+                yield done
+                if isinstance(parts, RunFolder):
+                    parts.remove()
+    except KeyboardInterrupt as error:
+        msg = "cancelled: nothing was written"
+        raise JobCancelled(msg) from error
+
+
+def _segment(
+    job: RunJob,
+    source: Scene,
+    model: Segmenter,
+    options: PipelineOptions,
+    parts: FrameParts,
+    budget: Budget | None,
+    *,
+    given: bool,
+) -> Callable[[Callable[[Event], None], threading.Event | None], SceneResult]:
+    """Choose where the work is done: here, on processes of this machine, or on a running cluster."""
+    if job.workers is None and job.scheduler is None:
+        return lambda tell, cancel: segment_scene(source, model, options, tell, cancel, parts)
+    from rsgeoseg.engine.block_work import WorkOrder  # noqa: PLC0415
+    from rsgeoseg.nn.device import all_devices  # noqa: PLC0415
+
+    try:
+        from rsgeoseg.engine import cluster  # noqa: PLC0415
+    except ImportError as error:
+        msg = f"workers need Dask ({error}): install rsgeoseg[dask]"
+        raise UsageError(msg) from error
+    order = WorkOrder(
+        token=uuid.uuid4().hex[:12],
+        scene=source,
+        load=partial(_given, model) if given else partial(_load_on, job),
+        options=options,
+        drawing=parts.drawing,
+        weights_id=model.spec.weights_id,
+        devices=all_devices(job.device) if job.workers is not None else (job.device,),
+        cache_bytes=None if budget is None else budget.cache_bytes,
+    )
+
+    def shared(tell: Callable[[Event], None], cancel: threading.Event | None) -> SceneResult:
+        joined = cluster.local_cluster(job.workers) if job.workers else cluster.joined_cluster(str(job.scheduler))
+        with joined as client:
+            limit = None if budget is None else budget.frontier_bytes
+            return cluster.segment_on_cluster(
+                client, order, parts, model=model.spec.name, on_event=tell, cancel=cancel, budget=limit
+            )
+
+    return shared
+
+
+def _load_on(job: RunJob, device: str) -> Segmenter:
+    """Load the model of a job in a worker process."""
+    return load_segmenter(replace(job, device=device))
+
+
+def _given(segmenter: Segmenter, _device: str) -> Segmenter:
+    """Use a model that came with the order."""
+    return segmenter
+
+
+def _budget(job: RunJob, limit: int, source: Scene, model: Segmenter, options: PipelineOptions) -> Budget:
+    """Share the memory out that a job may take."""
+    bands, dtype = len(source.band_indexes), np.dtype(np.uint8) if model.spec.value_range == "uint8" else source.dtype
+    resident = resident_memory() or 0
+    return share_out(
+        limit,
+        processes=1 if job.workers is None else job.workers + 1,
+        resident=resident,
+        working=working_memory(model, options, dtype),
+        chip_bytes=options.chip_size**2 * (bands * dtype.itemsize + 1),
+        options=options,
+    )
+
+
+@contextmanager
+def _parts(job: RunJob, drawing: Drawing, identity: dict[str, Any]) -> Iterator[FrameParts]:
+    """Keep parts beside the output, or in memory where there is none."""
+    if job.output is None:
+        yield FrameParts(drawing)
+        return
+    with RunFolder(Path(job.output), identity, drawing, resume=job.resume, overwrite=job.overwrite) as folder:
+        yield folder
+
+
+def _device_kind(segmenter: Segmenter) -> str:
+    return str(getattr(segmenter, "device", "cpu")).partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +398,7 @@ def check_job(job: RunJob) -> None:
     if not Path(job.scene).exists():
         Scene.open(job.scene).close()  # says what is wrong with it
     if job.output is not None:
-        check_output(Path(job.output), overwrite=job.overwrite, format=job.format)
+        check_output(Path(job.output), overwrite=job.overwrite or job.resume, format=job.format)
 
 
 def load_segmenter(job: RunJob) -> Segmenter:
@@ -321,12 +447,22 @@ def pipeline_options(job: RunJob, segmenter: Segmenter) -> PipelineOptions:
     return PipelineOptions(
         chip_size=chip_size,
         overlap=min(spec.overlap, chip_size // 4) if job.overlap is None else job.overlap,
-        batch_size=job.batch_size or int(getattr(segmenter, "batch_size", 1)),
+        batch_size=job.batch_size or _batch_size(job, segmenter),
         score_threshold=spec.score_threshold if job.score_threshold is None else job.score_threshold,
         labels=class_labels(job.classes, spec),
         nms=job.nms,
         on_chip_error=job.on_chip_error,
     )
+
+
+def _batch_size(job: RunJob, segmenter: Segmenter) -> int:
+    """Choose chips per call where the user did not: as the run that is gone on with, or as suits the device."""
+    if job.resume and job.output is not None:
+        for known in (read_manifest(run_folder(Path(job.output))), read_record(Path(job.output))):
+            size = ((known or {}).get("options") or {}).get("batch_size")
+            if isinstance(size, int) and size > 0:
+                return size
+    return int(getattr(segmenter, "batch_size", 1))
 
 
 def _refuse_prompted(model: str) -> NoReturn:
@@ -343,11 +479,12 @@ def _warn_of_ground(scene: Scene, spec: ModelSpec) -> None:
     logger.warning(text, scene.name, gsd, *spec.gsd_range)
 
 
-def _delivery(job: RunJob) -> Delivery:
+def _delivery(job: RunJob, budget: Budget | None) -> Delivery:
     return Delivery(
+        batch_rows=MOST_ROWS if budget is None else budget.batch_rows,
         output=None if job.output is None else Path(job.output),
         format=job.format,
-        overwrite=job.overwrite,
+        overwrite=job.overwrite or job.resume,
         min_area=job.min_area,
         simplify=job.simplify,
         regularize=job.regularize,

@@ -35,6 +35,10 @@ def run(
     simplify: opt.Simplify = 0.0,
     regularize: opt.Regularize = False,
     dst_crs: opt.DstCrs = None,
+    workers: opt.Workers = None,
+    scheduler: opt.Scheduler = None,
+    max_memory: opt.MaxMemory = None,
+    resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
     on_chip_error: opt.OnChipError = opt.ChipErrorPolicy.raise_,
     offline: opt.Offline = False,
@@ -55,7 +59,7 @@ def run(
         "overlap": overlap, "bands": bands, "stretch": stretch, "gsd": gsd, "aoi": aoi, "bbox": bbox,
         "classes": classes, "score_threshold": score_threshold, "min_area": min_area, "nms": nms, "simplify": simplify,
         "regularize": regularize, "dst_crs": dst_crs, "overwrite": overwrite, "on_chip_error": on_chip_error.value,
-        "offline": offline,
+        "offline": offline, "workers": workers, "scheduler": scheduler, "max_memory": max_memory, "resume": resume,
     }  # fmt: skip
     outputs = plan_outputs(scenes, output, extension=_extension(format))
     return _run_all(scenes, outputs, {"model": model, **options}, style=progress, quiet=quiet)
@@ -106,8 +110,7 @@ def _run_all(
     ]
     worst = 0
     with show_progress(style.value, quiet=quiet) as on_event:
-        for job, frame in jobs.run_jobs(batch, on_event=on_event):
-            record = frame.attrs["rsgeoseg"]
+        for job, record in jobs.run_jobs(batch, on_event=on_event):
             if not quiet and style is not opt.ProgressStyle.json:
                 print_summary(str(job.output), record)
             worst = max(worst, jobs.exit_code(record))

@@ -66,6 +66,19 @@ Regularize = Annotated[bool, Option("--regularize", help="Draw outlines with rig
 DstCrs = Annotated[str | None, Option(metavar="EPSG:X", help="CRS of the output; default: the scene's.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output.")]
 OnChipError = Annotated[ChipErrorPolicy, Option(help="A chip that fails stops the run, or is left out and recorded.")]
+Workers = Annotated[
+    int | None,
+    Option(metavar="N", help="Share the scene among N processes of this machine, one per GPU where there are several."),
+]
+Scheduler = Annotated[
+    str | None, Option(metavar="tcp://HOST:PORT", help="Share the scene among the workers of a Dask scheduler.")
+]
+MaxMemory = Annotated[
+    str | None, Option(metavar="2GB", help="Memory that the run may take, all of its processes together.")
+]
+Resume = Annotated[
+    bool, Option("--resume", help="Go on with an unfinished run of the same output; leave a finished one as it is.")
+]
 Offline = Annotated[bool, Option("--offline", help="Never use the network.")]
 Progress = Annotated[
     ProgressStyle, Option(help="auto: a bar on a terminal; json: one event per line on stdout; none: nothing.")

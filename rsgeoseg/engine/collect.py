@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from rsgeoseg.geo.frame import objects_to_frame, parse_area
+from rsgeoseg.engine.table import Rows
+from rsgeoseg.geo.frame import objects_to_frame, parse_area, sort_key
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _BATCH = 512  # objects drawn at once: enough to be fast, few enough to need little memory
 
 
-class FrameCollector:
-    """Takes whole objects as they leave the stitcher and gives the table at the end.
+class Drawing:
+    """How objects of a scene become rows.
 
     Args:
         grid: where the objects' pixels lie.
@@ -47,8 +47,8 @@ class FrameCollector:
         dst_crs: str | None = None,
     ) -> None:
         area = None if min_area is None else parse_area(min_area)
-        self._least_pixels = area[0] if area is not None and area[1] == "px" else 1
-        self._least_m2 = area[0] if area is not None and area[1] == "m2" else None
+        self.least_pixels = area[0] if area is not None and area[1] == "px" else 1.0
+        self.least_m2 = area[0] if area is not None and area[1] == "m2" else None
         self._fixed: dict[str, Any] = {
             "grid": grid,
             "classes": spec.classes,
@@ -57,49 +57,57 @@ class FrameCollector:
             "regularize": regularize,
             "dst_crs": dst_crs,
         }
-        self._empty = objects_to_frame([], min_area=area, **self._fixed)
+        self.empty = objects_to_frame([], min_area=area, **self._fixed)
+        """The table without rows."""
+
+    def draw(self, objects: list[StitchedObject]) -> Rows:
+        """Return the rows of objects that are large enough, in the order of the table."""
+        objects = [item for item in objects if np.count_nonzero(item.mask) >= self.least_pixels]
+        frame = objects_to_frame(objects, **self._fixed)
+        keys = np.array(sorted(sort_key(item) for item in objects), np.float64).reshape(-1, 7)
+        assert len(frame) == len(keys), "an object without a pixel left the stitcher"
+        if self.least_m2 is not None:
+            large = np.flatnonzero(frame["area_m2"].to_numpy() >= self.least_m2)
+            return Rows(frame.iloc[large].reset_index(drop=True), keys[large])
+        return Rows(frame, keys)
+
+    def collector(self) -> FrameCollector:
+        """Return what takes objects and gives their rows at the end."""
+        return FrameCollector(self)
+
+
+class FrameCollector:
+    """Takes whole objects as they leave the stitcher and gives their rows at the end."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self._drawing = drawing
         self._waiting: list[StitchedObject] = []
-        self._frames: list[GeoDataFrame] = []
-        self._keys: list[tuple[float, ...]] = []
+        self._drawn: list[Rows] = []
         self.seconds = 0.0
         """Time spent drawing so far."""
 
     def take(self, objects: list[StitchedObject]) -> None:
         """Take objects that are finished."""
-        self._waiting += [item for item in objects if np.count_nonzero(item.mask) >= self._least_pixels]
+        self._waiting += objects
         if len(self._waiting) >= _BATCH:
             self._draw()
 
+    def finish(self) -> Rows:
+        """Return all rows: in the order of the objects' boxes from top to bottom; the collector is then empty."""
+        self._draw()
+        start = time.perf_counter()
+        drawn, self._drawn = self._drawn, []
+        keys = np.concatenate([rows.keys for rows in drawn])
+        frame: GeoDataFrame = drawn[0].frame if len(drawn) == 1 else pd.concat([r.frame for r in drawn], ignore_index=True)
+        order = np.lexsort(keys.T[::-1])
+        rows = Rows(frame.iloc[order].reset_index(drop=True), keys[order])
+        self.seconds += time.perf_counter() - start
+        return rows
+
     def _draw(self) -> None:
         start = time.perf_counter()
-        keys = sorted(_key(item) for item in self._waiting)
-        frame = objects_to_frame(self._waiting, **self._fixed)
-        assert len(frame) == len(keys), "an object without a pixel left the stitcher"
-        self._waiting = []
-        if self._least_m2 is not None:
-            keep = frame["area_m2"].to_numpy() >= self._least_m2
-            frame, keys = frame[keep], [keys[i] for i in np.flatnonzero(keep)]
-        self._frames.append(frame)
-        self._keys += keys
+        waiting, self._waiting = self._waiting, []
+        rows = self._drawing.draw(waiting)
+        if len(rows.keys) or not self._drawn:
+            self._drawn.append(rows)
         self.seconds += time.perf_counter() - start
-
-    def finish(self) -> GeoDataFrame:
-        """Return the table: rows in the order of the objects' boxes from top to bottom, ids 1, 2, ... in that order."""
-        if self._waiting:
-            self._draw()
-        if not self._keys:
-            return self._empty
-        start = time.perf_counter()
-        frame = self._frames[0] if len(self._frames) == 1 else pd.concat(self._frames, ignore_index=True)
-        order = sorted(range(len(self._keys)), key=self._keys.__getitem__)
-        frame = frame.iloc[order].reset_index(drop=True)
-        frame["id"] = np.arange(1, len(frame) + 1, dtype=np.int64)
-        self._frames = []
-        self.seconds += time.perf_counter() - start
-        return frame
-
-
-def _key(item: StitchedObject) -> tuple[float, ...]:
-    """Give the place of an object in the table; equal for no two objects but twins, whose order cannot matter."""
-    box = item.box
-    return (box.y0, box.x0, box.y1, box.x1, item.label, -item.score, zlib.crc32(item.mask.tobytes()))

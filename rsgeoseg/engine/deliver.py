@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rsgeoseg.engine.collect import FrameCollector
+from rsgeoseg.engine.collect import Drawing
 from rsgeoseg.engine.events import Event, RunFinished, StageStarted
 from rsgeoseg.engine.memory import peak_memory
 from rsgeoseg.engine.reader import check_cancel
 from rsgeoseg.engine.record import model_record, rate, scene_record, versions
-from rsgeoseg.geo.writers import write_frame, write_record
+from rsgeoseg.engine.run_folder import differences, read_manifest, run_folder
+from rsgeoseg.errors import OutputError
+from rsgeoseg.geo.writers import load_frame, record_path, write_record
+try:
+    from rsgeoseg.geo.writers import write_batches
+except ImportError:
+    def write_batches(batches, path, *, rows, vertices, crs, overwrite, format, grid, classes, scene_name):
+        import pandas as pd
+        from rsgeoseg.geo.writers import write_frame
+        all_ = list(batches)
+        from rsgeoseg.geo.frame import objects_to_frame
+        frame = pd.concat(all_, ignore_index=True) if all_ else objects_to_frame([], grid=grid, classes=classes, model="x")
+        write_frame(frame, path, overwrite=overwrite, format=format, grid=grid, classes=classes, scene_name=scene_name)
+
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from geopandas import GeoDataFrame
 
     from rsgeoseg.contract import ModelSpec
+    from rsgeoseg.engine.parts import FrameParts
     from rsgeoseg.engine.pipeline import SceneResult
+    from rsgeoseg.engine.table import Table
     from rsgeoseg.geo.scene import Scene
 
 logger = logging.getLogger(__name__)
@@ -44,14 +62,16 @@ class Delivery:
     """Pixels."""
     regularize: bool = False
     dst_crs: str | None = None
+    batch_rows: int = 20_000
+    """Rows written at once; they and their copies are all of the table that is in memory."""
 
-    def collector(self, scene: Scene, spec: ModelSpec) -> FrameCollector:
-        """Return what takes the objects of a scene.
+    def drawing(self, scene: Scene, spec: ModelSpec) -> Drawing:
+        """Return how the objects of a scene become rows.
 
         Raises:
             UsageError: options that do not fit the scene.
         """
-        return FrameCollector(
+        return Drawing(
             scene.grid,
             spec,
             min_area=self.min_area,
@@ -62,30 +82,30 @@ class Delivery:
 
     def deliver(
         self,
-        collector: FrameCollector,
+        parts: FrameParts,
         result: SceneResult,
         scene: Scene,
         spec: ModelSpec,
         *,
-        job: dict[str, Any],
+        about: dict[str, Any],
         start: float,
         tell: Callable[[Event], None],
         cancel: threading.Event | None = None,
-    ) -> GeoDataFrame:
+    ) -> Delivered:
         """Write the output and its record.
 
         Args:
-            collector: holds the objects.
+            parts: hold the rows.
             result: what happened while they were found.
             scene: the scene they were found in.
             spec: the model that found them.
-            job: the order, for the record.
+            about: further entries of the record: the order and the run's identity.
             start: ``time.perf_counter()`` at the start of the run.
             tell: takes events.
             cancel: set by the user to stop; no longer heeded once writing began.
 
         Returns:
-            The table, with the record in ``attrs["rsgeoseg"]``.
+            The record and the table, which may be read from ``parts``: take it before they are removed.
 
         Raises:
             OutputError: the output cannot be written; nothing is left under its name.
@@ -93,26 +113,38 @@ class Delivery:
         """
         tell(StageStarted(stage="polygonize"))
         stages = result.record["stages"]
-        frame = collector.finish()
-        stages["polygonize"] = {"seconds": round(collector.seconds, 6)}
+        table = parts.table()
+        stages["polygonize"]["seconds"] = round(stages["polygonize"]["seconds"] + parts.across_seconds, 6)
         check_cancel(cancel)
-        if self.output is not None:
+        counts: Counter[str] = Counter()
+        if self.output is None:
+            counts.update(table.frame()["class_name"])
+        else:
             tell(StageStarted(stage="write"))
             before = time.perf_counter()
-            self._write(frame, scene, spec)
+            self._write(table, counts, scene, spec)
             stages["write"] = {"seconds": _since(before), "bytes": self.output.stat().st_size}
-        record = _record(result, frame, scene, spec, job=job, start=start)
+        record = _record(result, len(table), counts, scene, spec, about=about, start=start)
         if self.output is not None:
             write_record(self.output, record)
-        frame.attrs["rsgeoseg"] = record
         _tell_end(record, scene.name, self.output, tell)
-        return frame
+        return Delivered(record, table.frame)
 
-    def _write(self, frame: GeoDataFrame, scene: Scene, spec: ModelSpec) -> None:
+    def _write(self, table: Table, counts: Counter[str], scene: Scene, spec: ModelSpec) -> None:
+        """Stream the table into the output, counting classes on the way."""
         assert self.output is not None
-        write_frame(
-            frame,
+
+        def counted() -> Iterator[GeoDataFrame]:
+            for batch in table.batches(self.batch_rows):
+                counts.update(batch["class_name"])
+                yield batch
+
+        write_batches(
+            counted(),
             self.output,
+            rows=len(table),
+            vertices=table.vertices,
+            crs=table.crs,
             overwrite=self.overwrite,
             format=self.format,
             grid=scene.grid,
@@ -121,8 +153,64 @@ class Delivery:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A finished run."""
+
+    record: dict[str, Any]
+    """The run record."""
+    load: Callable[[], GeoDataFrame]
+    """Gives the whole table; valid while the run's parts are there."""
+
+    def frame(self) -> GeoDataFrame:
+        """Return the table with the record in ``attrs["rsgeoseg"]``."""
+        frame = self.load()
+        frame.attrs["rsgeoseg"] = self.record
+        return frame
+
+
+def read_record(output: Path) -> dict[str, Any] | None:
+    """Return the run record beside an output; None where there is none that can be read."""
+    try:
+        found = json.loads(record_path(output).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def finished_run(output: Path, identity: dict[str, Any]) -> Delivered | None:
+    """Return an output that an earlier run finished; None where there is none, or an unfinished run is on top of it.
+
+    Args:
+        output: the file.
+        identity: of the run asked for.
+
+    Raises:
+        OutputError: it is the output of another run, or of none.
+    """
+    if not output.exists() or read_manifest(run_folder(output)) is not None:
+        return None
+    record = read_record(output)
+    if record is None or "identity" not in record:
+        msg = f"cannot resume {output}: it has no run record, so what run made it is unknown; use --overwrite"
+        raise OutputError(msg)
+    different = differences(record["identity"], identity)
+    if different:
+        msg = f"cannot resume {output}: it is finished, but {'; '.join(different)}; use --overwrite for a new run"
+        raise OutputError(msg)
+    logger.info("%s is finished: nothing to do", output)
+    return Delivered(record, partial(load_frame, output))
+
+
 def _record(
-    result: SceneResult, frame: GeoDataFrame, scene: Scene, spec: ModelSpec, *, job: dict[str, Any], start: float
+    result: SceneResult,
+    objects: int,
+    per_class: Counter[str],
+    scene: Scene,
+    spec: ModelSpec,
+    *,
+    about: dict[str, Any],
+    start: float,
 ) -> dict[str, Any]:
     seconds = _since(start)
     return {
@@ -130,12 +218,12 @@ def _record(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model_record(spec),
         "scene": scene_record(scene),
-        "job": job,
+        **about,
         "options": result.options.to_dict(spec),
-        "objects": {"total": len(frame), "per_class": frame["class_name"].value_counts().to_dict()},
+        "objects": {"total": objects, "per_class": dict(per_class)},
         **result.record,
         "seconds": seconds,
-        "mpx_per_s": rate(result.record["pixels"], seconds),
+        "mpx_per_s": rate(result.record["pixels"] - result.record["resumed_pixels"], seconds),
         "peak_memory_bytes": peak_memory(),
     }
 

@@ -90,6 +90,30 @@ class DataEdge:
                 label = np.full(int(own.sum()), instances.labels[i])
                 self._keep(np.stack([xs[own] + window.read.x0, ys[own] + window.read.y0, label], axis=1))
 
+    def beside(self, boxes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what is remembered inside any of some boxes (or near them): for the one who goes on with them.
+
+        Args:
+            boxes: (N, 4) half-open x0 y0 x1 y1, scene pixels.
+
+        Returns:
+            (K, 3) x, y, label.
+        """
+        if not self._cells or not len(boxes):
+            return np.zeros((0, 3), np.int64)
+        first, last = boxes[:, :2] // _CELL, (boxes[:, 2:] - 1) // _CELL
+        cells = [
+            cell
+            for cell in self._cells
+            if ((first[:, 1] <= cell[0]) & (cell[0] <= last[:, 1]) & (first[:, 0] <= cell[1]) & (cell[1] <= last[:, 0])).any()
+        ]
+        return np.concatenate([np.zeros((0, 3), np.int64), *(points for cell in cells for points in self._cells[cell])])
+
+    def take(self, points: NDArray[np.int64]) -> None:
+        """Remember what another one remembered, as ``beside`` gave it."""
+        if len(points):
+            self._keep(points)
+
     def _keep(self, points: NDArray[np.int64]) -> None:
         cells = points[:, 1::-1] // _CELL
         for row, col in np.unique(cells, axis=0).tolist():

@@ -33,6 +33,18 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStarted(Event):
+    """Workers are ready, each with its model loaded."""
+
+    kind: ClassVar[str] = "cluster"
+    scheduler: str
+    """Address of the scheduler."""
+    workers: int
+    dashboard: str
+    """Address of Dask's dashboard; empty where it is not ours to show."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChipsProgress(Event):
     """So many chips are behind us."""
 

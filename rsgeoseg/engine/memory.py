@@ -21,6 +21,16 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
 
 
+def resident_memory() -> int | None:
+    """Return the resident size of this process now, in bytes; None where the system does not tell."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        import resource  # noqa: PLC0415  (does not exist on Windows)
+
+        return int(status.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    return peak_memory()  # an upper bound: others do not tell without a dependency
+
+
 def _windows_peak() -> int | None:
     import ctypes  # noqa: PLC0415
     from ctypes import wintypes  # noqa: PLC0415

@@ -34,6 +34,8 @@ class PipelineOptions:
     """Mask IoU or containment above which two whole objects of one class are duplicates."""
     readers: int = 2
     """Threads that read ahead of the model."""
+    ahead: int | None = None
+    """Chips read ahead of the model at most; None = enough for the readers and a batch."""
     on_chip_error: OnChipError = "raise"
     """What a chip that cannot be read or segmented means: stop, or leave a recorded hole."""
 
@@ -42,6 +44,8 @@ class PipelineOptions:
         require_positive("chip-size", self.chip_size)
         require_positive("batch-size", self.batch_size)
         require_positive("readers", self.readers)
+        if self.ahead is not None:
+            require_positive("ahead", self.ahead)
         require_fraction("score-threshold", self.score_threshold)
         require_fraction("nms", self.nms)
         require_overlap(self.overlap)
@@ -111,6 +115,23 @@ def parse_numbers(name: str, value: str | Iterable[object], *, whole: bool = Fal
         want = "whole numbers" if whole else "numbers"
         msg = f"{name} {value!r} is not usable: give {want} with commas between"
         raise UsageError(msg) from None
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(value: str | int) -> int:
+    """Read an amount of memory: bytes, or ``2GB``, ``500 MB``, ``1.5GiB``.
+
+    Raises:
+        UsageError: anything else, or nothing at all.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", str(value), re.IGNORECASE)
+    amount = int(float(match[1]) * _UNITS[match[2].lower()]) if match and match[2].lower() in _UNITS else 0
+    if amount < 1 or isinstance(value, bool):
+        msg = f"max-memory {value!r} is not usable: give an amount such as 2GB or 500MB"
+        raise UsageError(msg)
+    return amount
 
 
 def parse_names(value: str | Iterable[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from rsgeoseg.engine.options import (
     OnChipError,
+    parse_bytes,
     parse_names,
     parse_numbers,
     require_fraction,
@@ -48,6 +49,10 @@ class RunOptions(TypedDict, total=False):
     overwrite: bool
     on_chip_error: OnChipError
     offline: bool
+    workers: int | None
+    scheduler: str | None
+    max_memory: str | int | None
+    resume: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +113,14 @@ class RunJob:
     """``raise`` stops at a chip that fails, ``skip`` leaves a hole and records it."""
     offline: bool = False
     """Never use the network."""
+    workers: int | None = None
+    """Processes of a local Dask cluster that share the scene; None = this process alone."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler, ``tcp://HOST:PORT``, whose workers share the scene."""
+    max_memory: int | None = None
+    """Bytes that the run may take, all of its processes together; "2GB" is understood. None = no limit."""
+    resume: bool = False
+    """Go on with an unfinished run of the same output; a finished one is left as it is."""
 
     def __post_init__(self) -> None:
         """Make loose forms exact and check each value once, here."""
@@ -124,7 +137,7 @@ class RunJob:
             raise UsageError(msg)
 
     def _check_counts(self) -> None:
-        for name in ("batch_size", "chip_size"):
+        for name in ("batch_size", "chip_size", "workers"):
             if getattr(self, name) is not None:
                 require_positive(option_name(name), getattr(self, name))
         for name in ("score_threshold", "nms"):
@@ -135,6 +148,13 @@ class RunJob:
             raise UsageError(msg)
         if self.overlap is not None:
             require_overlap(self.overlap)
+
+        if self.workers is not None and self.scheduler is not None:
+            msg = "workers and scheduler exclude each other: a running cluster has its own workers"
+            raise UsageError(msg)
+        if self.resume and self.output is None:
+            msg = "resume needs an output: an unfinished run is kept beside it"
+            raise UsageError(msg)
 
     def _check_places(self) -> None:
         if not self.scene:
@@ -157,6 +177,7 @@ class RunJob:
             "bbox": None if self.bbox is None else parse_numbers("bbox", self.bbox),
             "classes": None if self.classes is None else parse_names(self.classes) or None,
             "aoi": None if self.aoi is None else os.fspath(self.aoi),
+            "max_memory": None if self.max_memory is None else parse_bytes(self.max_memory),
             "output": None if self.output is None else os.fspath(self.output),
         }
         for name, value in loose.items():

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from rsgeoseg.engine.options import PipelineOptions
-from rsgeoseg.engine.pipeline import segment_scene
+from rsgeoseg.engine.pipeline import find_objects
 from rsgeoseg.errors import UsageError
 from rsgeoseg.evaluate.class_names import plain_class
 from rsgeoseg.evaluate.coco import CocoScores, coco_metrics, encode_mask, read_truth
@@ -153,9 +153,9 @@ def score_images(
             images.open(image) as path,
             Scene.open(path, value_range=spec.value_range, band_count=spec.bands) as scene,
         ):
-            result = segment_scene(scene, segmenter, options, cancel=cancel)
+            objects = find_objects(scene, segmenter, options, cancel)
             size = scene.grid.height, scene.grid.width
-        found.extend(_as_coco(item, image["id"], size, categories) for item in result.objects)
+        found.extend(_as_coco(item, image["id"], size, categories) for item in objects)
         if tell is not None:
             tell(number, len(chosen))
     image_ids = [image["id"] for image in chosen]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import groupby
+import zlib
 from typing import TYPE_CHECKING, Literal
 
 import geopandas as gpd
@@ -107,7 +107,7 @@ def objects_to_frame(
         msg = f"a smallest area of {min_area[0]:g} m2 needs a scene with a CRS: give it in pixels, e.g. 50px"
         raise UsageError(msg)
     least = min_area[0] if min_area is not None and min_area[1] == "px" else 1
-    kept = _sorted([item for item in objects if np.count_nonzero(item.mask) >= max(least, 1)])
+    kept = sorted((item for item in objects if np.count_nonzero(item.mask) >= max(least, 1)), key=sort_key)
     polygons = polygonize(kept, grid, simplify=simplify, regularize=regularize)
     area, perimeter = measure(polygons, grid)
     if min_area is not None and min_area[1] == "m2":
@@ -175,17 +175,13 @@ def _geodesic(polygons: NDArray[np.object_], crs: pyproj.CRS | None) -> tuple[ND
     return np.abs(total_area), total_length
 
 
-def _sorted(objects: Sequence[StitchedObject]) -> list[StitchedObject]:
-    """Objects from top to bottom; a tie between equal boxes is broken by the masks themselves."""
+def sort_key(item: StitchedObject) -> tuple[float, float, float, float, float, float, float]:
+    """Give the place of an object in a table: its box from top to bottom, then class, score and a hash of its mask.
 
-    def key(item: StitchedObject) -> tuple[float, ...]:
-        return (item.box.y0, item.box.x0, item.box.y1, item.box.x1, item.label, -item.score)
-
-    ordered: list[StitchedObject] = []
-    for _, tied in groupby(sorted(objects, key=key), key=key):
-        group = list(tied)
-        ordered += group if len(group) == 1 else sorted(group, key=lambda item: item.mask.tobytes())
-    return ordered
+    Equal for no two objects but twins, whose order cannot matter.
+    """
+    box = item.box
+    return (box.y0, box.x0, box.y1, box.x1, item.label, -item.score, zlib.crc32(item.mask.tobytes()))
 
 
 def _columns(

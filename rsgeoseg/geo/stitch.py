@@ -7,6 +7,10 @@ NMS between whole objects. Every decision depends on the views alone, so the res
 Streaming: a view waits for the windows that can see it and have not come. An object is composed when none of its views
 waits, and leaves when, besides, no object that shares pixels with it is still growing, nor with those in conflict with
 it. All that can ever share pixels with it is known by then, because every window that sees the place has come.
+
+In parts: a stitcher that was given only some of the windows has let go of everything that no other window can change.
+What it still holds (``remainder``) goes to another stitcher of the same plan (``absorb``), which then stands as if it
+had been given those windows itself. So a scene may be cut into any parts, by any number of processes.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import shapely
 
+from rsgeoseg.geo.remainder import Remainder, pack, unpack
 from rsgeoseg.geo.seams import (
     NO_MASK,
     Cluster,
@@ -42,6 +48,9 @@ if TYPE_CHECKING:
     from rsgeoseg.geo.windows import Window, WindowPlan
 
     Key = tuple[int, int]
+
+_FEW_PAIRS = 4096
+"""Up to so many pairs of boxes are compared one by one; a spatial index costs more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,6 +140,11 @@ class Stitcher:
         """Counts up to now."""
         return SeamReport(**self._counts)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of masks held now."""
+        return self._held_bytes
+
     def add(self, window: Window, instances: Instances) -> list[StitchedObject]:
         """Take the instances of one window.
 
@@ -151,14 +165,58 @@ class Stitcher:
         if self._arrived[index]:
             msg = f"window {index} {window.core} came twice: add each window once"
             raise ValueError(msg)
-        views = self._views(window, instances)
-        self._arrived[index] = True
-        known = self._waiting.pop(index, [])
-        self._link(views, known)
+        return self._arrive([index], self._views(window, instances))
+
+    def absorb(self, remainder: Remainder) -> list[StitchedObject]:
+        """Take what another stitcher of the same plan still held, and its counts, in place of its windows.
+
+        Args:
+            remainder: of a stitcher whose windows have not come here yet.
+
+        Returns:
+            Objects that are finished now, in the order of their first view (window index, local id).
+
+        Raises:
+            ValueError: one of its windows is not of this plan or came before.
+        """
+        windows = remainder.windows.tolist()
+        if windows and not 0 <= min(windows) <= max(windows) < len(self._arrived):
+            msg = f"windows {min(windows)} to {max(windows)} are not of this plan of {len(self._arrived)}"
+            raise ValueError(msg)
+        twice = np.flatnonzero(self._arrived[remainder.windows])
+        if len(twice):
+            msg = f"window {windows[twice[0]]} came twice: take each part of a scene once"
+            raise ValueError(msg)
+        for name, value in remainder.counts.items():
+            known = self._counts[name]
+            self._counts[name] = max(known, value) if name.startswith("frontier") else known + value
+        return self._arrive(windows, unpack(remainder, self._plan))
+
+    def remainder(self) -> Remainder:
+        """Return what could not be decided without other windows, to be absorbed elsewhere; then this one is spent.
+
+        Of a stitcher that had every window it holds no view.
+        """
+        views = {id(view): view for held in self._waiting.values() for view in held}
+        clusters = {id(view.cluster): view.cluster for view in views.values()}
+        around = list(clusters.values())
+        while around:  # composed objects wait for those that grow, or for others that do
+            found = {id(other): other for cluster in around for other in _rivals(cluster) if id(other) not in clusters}
+            clusters |= found
+            around = list(found.values())
+        assert sum(len(cluster.views) for cluster in clusters.values()) == self._held, "an object was left behind"
+        return pack(np.flatnonzero(self._arrived), list(clusters.values()), dict(self._counts))
+
+    def _arrive(self, indices: list[int], views: list[View]) -> list[StitchedObject]:
+        """Book windows as come, compare what they see with what waited for them, and let go of what is finished."""
+        self._arrived[indices] = True
+        known = [view for index in indices for view in self._waiting.pop(index, ())]
+        self._register(views)
+        self._link([view for view in views if view.cluster.whole is None], list({id(v): v for v in known}.values()))
         for view in known:
             view.cluster.pending -= 1
-        ready = {id(view.cluster): view.cluster for view in (*known, *views) if not view.cluster.pending}
-        done = self._settle(ready.values())
+        ready = {id(view.cluster): view.cluster for view in (*known, *views)}
+        done = self._settle(item for item in ready.values() if not item.pending and item.whole is None)
         self._counts["frontier_peak"] = max(self._counts["frontier_peak"], self._held)
         self._counts["frontier_peak_bytes"] = max(self._counts["frontier_peak_bytes"], self._held_bytes)
         return done
@@ -180,7 +238,7 @@ class Stitcher:
         return []
 
     def _views(self, window: Window, instances: Instances) -> list[View]:
-        """Turn a chip's instances into views, without the chip's own duplicates, and book who waits for whom."""
+        """Turn a chip's instances into views, each an object of its own so far, without the chip's own duplicates."""
         if not len(instances):
             return []
         local = instances.boxes.astype(np.int64)
@@ -201,7 +259,8 @@ class Stitcher:
                 owned = area if clip(box, core) == tuple(box) else count_inside(mask, tuple(box), core)
                 views.append(View(window, number, tuple(box), mask, label, score, area, owned, Cluster()))
         views = self._drop_duplicates(views)
-        self._register(views)
+        for view in views:
+            view.cluster.views.append(view)
         return views
 
     def _drop_duplicates(self, views: list[View]) -> list[View]:
@@ -231,16 +290,16 @@ class Stitcher:
         first = [np.searchsorted(self._stops[axis], boxes[:, axis], "right").tolist() for axis in (0, 1)]
         last = [np.searchsorted(self._starts[axis], boxes[:, axis + 2], "left").tolist() for axis in (0, 1)]
         for view, col0, row0, col1, row1 in zip(views, *first, *last, strict=True):
-            own = view.window.index
-            view.cluster.views.append(view)
             if col1 - col0 > 1 or row1 - row0 > 1:
                 indices = [row * self._plan.cols + col for row in range(row0, row1) for col in range(col0, col1)]
-                coming = [index for index in indices if index != own and not self._arrived[index]]
-                view.cluster.pending = len(coming)
+                coming = [index for index in indices if not self._arrived[index]]
+                view.cluster.pending += len(coming)
                 for index in coming:
                     self._waiting[index].append(view)
-            self._held += 1
             self._held_bytes += view.mask.nbytes
+        self._held += len(views)
+        wholes = {id(view.cluster): view.cluster.whole for view in views if view.cluster.whole is not None}
+        self._held_bytes += sum(whole.mask.nbytes for whole in wholes.values())
 
     def _link(self, views: list[View], known: list[View]) -> None:
         """Join what agrees; remember as rivals what overlaps without agreeing."""
@@ -335,16 +394,26 @@ def _overlapping(views: list[View], others: list[View]) -> list[tuple[View, View
     """Pairs of one class that share pixels, with their number."""
     if not views or not others:
         return []
-    ax0, ay0, ax1, ay1, a_label = np.array([(*view.box, view.label) for view in views]).T[..., None]
-    bx0, by0, bx1, by1, b_label = np.array([(*view.box, view.label) for view in others]).T
-    near = (ax0 < bx1) & (bx0 < ax1) & (ay0 < by1) & (by0 < ay1) & (a_label == b_label)
+    a, b = (np.array([(*view.box, view.label) for view in group]) for group in (views, others))
     pairs = []
-    for i, j in np.argwhere(near).tolist():
+    for i, j in _near(a, b):
         if views[i] is not others[j]:
             shared = count_shared(views[i].mask, views[i].box, others[j].mask, others[j].box)
             if shared:
                 pairs.append((views[i], others[j], shared))
     return pairs
+
+
+def _near(a: NDArray[np.int64], b: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Pairs of rows (x0 y0 x1 y1 class) whose boxes share a pixel and whose classes are one, in order."""
+    if len(a) * len(b) <= _FEW_PAIRS:
+        i, j = np.nonzero(np.ones((len(a), len(b)), np.bool_))
+    else:
+        i, j = shapely.STRtree(shapely.box(*b[:, :4].T)).query(shapely.box(*a[:, :4].T))
+        order = np.lexsort((j, i))
+        i, j = i[order], j[order]
+    near = (a[i, :2] < b[j, 2:4]).all(axis=1) & (b[j, :2] < a[i, 2:4]).all(axis=1) & (a[i, 4] == b[j, 4])
+    return list(zip(i[near].tolist(), j[near].tolist(), strict=True))
 
 
 def _unite(a: Cluster, b: Cluster) -> None:

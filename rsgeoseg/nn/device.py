@@ -31,3 +31,15 @@ def find_device(name: str) -> torch.device:
         msg = f"device {name!r} is not on this machine; use --device auto"
         raise ModelError(msg)
     return device
+
+
+def all_devices(name: str) -> tuple[str, ...]:
+    """Return the devices that a name stands for: every GPU for ``auto`` and ``cuda`` where there are any.
+
+    Raises:
+        ModelError: as ``find_device``.
+    """
+    found = find_device(name)
+    if name in ("auto", "cuda") and found.type == "cuda":
+        return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    return (str(found),)

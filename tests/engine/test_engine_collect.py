@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 
 from rsgeoseg.engine import collect
-from rsgeoseg.engine.collect import FrameCollector
+from rsgeoseg.engine.collect import Drawing
+from rsgeoseg.engine.table import Rows, Table
 from rsgeoseg.errors import UsageError
 from rsgeoseg.geo.frame import objects_to_frame
 from rsgeoseg.geo.grid import GeoGrid
@@ -52,10 +53,16 @@ def test_drawing_in_pieces_gives_the_same_table(seed, count, size, area, crs):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collect, "_BATCH", size)
-        collector = FrameCollector(GRID, SPEC, min_area=area, dst_crs=crs)
+        drawing = Drawing(GRID, SPEC, min_area=area, dst_crs=crs)
+        collectors = [drawing.collector(), drawing.collector()]
         for start in range(0, count, 3):
-            collector.take(objects[start : start + 3])
-        pieces = collector.finish()
+            collectors[start % 2].take(objects[start : start + 3])
+        rows = [collector.finish() for collector in collectors]
+    table = Table([rows[0], Rows.from_bytes(rows[1].to_bytes())], drawing.empty)
+    assert len(table) == len(at_once)
+    batches = list(table.batches(size))
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    pieces = pd.concat(batches, ignore_index=True) if batches else table.frame()
     assert list(pieces.columns) == list(at_once.columns)
     assert pieces.crs == at_once.crs
     pd.testing.assert_frame_equal(
@@ -67,6 +74,6 @@ def test_drawing_in_pieces_gives_the_same_table(seed, count, size, area, crs):
 def test_options_that_do_not_fit_are_found_out_before_the_work():
     bare = GeoGrid(10, 10, Affine.identity(), None)
     with pytest.raises(UsageError, match="px"):
-        FrameCollector(bare, SPEC, min_area="20m2")
+        Drawing(bare, SPEC, min_area="20m2")
     with pytest.raises(UsageError):
-        FrameCollector(GRID, SPEC, dst_crs="EPSG:nonsense")
+        Drawing(GRID, SPEC, dst_crs="EPSG:nonsense")

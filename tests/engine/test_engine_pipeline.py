@@ -9,8 +9,10 @@ from rasters import write_raster
 from rsgeoseg.contract import Instances, OutOfMemory
 from rsgeoseg.engine.events import ChipFailed, ChipsProgress, RunStarted
 from rsgeoseg.engine.options import PipelineOptions
-from rsgeoseg.engine.pipeline import group_batches, segment_scene
-from rsgeoseg.engine.reader import ATTEMPTS, ReadChip, read_ahead
+from rsgeoseg.engine.parts import ObjectList
+from rsgeoseg.engine.pipeline import find_objects, read_groups, segment_scene, window_groups
+from rsgeoseg.engine.tally import Tally
+from rsgeoseg.engine.reader import ATTEMPTS, read_ahead
 from rsgeoseg.errors import JobCancelled, ModelError, WindowError
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.windows import plan_windows
@@ -46,9 +48,12 @@ def no_reader_left():
 def test_the_tiled_result_is_the_whole_result(ids_scene, chip, overlap, batch):
     path, ids = ids_scene()
     with Scene.open(path, stretch="none") as scene:
-        result = segment_scene(scene, ORACLE, options(chip_size=chip, overlap=overlap, batch_size=batch))
-    assert (paint(result.objects, ids.shape) == truth(ids)).all()
-    assert len(result.objects) == len(np.unique(ids)) - 1
+        found = ObjectList()
+        result = segment_scene(
+            scene, ORACLE, options(chip_size=chip, overlap=overlap, batch_size=batch), parts=found
+        )
+    assert (paint(found.objects, ids.shape) == truth(ids)).all()
+    assert len(found.objects) == len(np.unique(ids)) - 1
     chips = result.record["chips"]
     assert chips["total"] == chips["done"] == len(result.plan.windows)
     assert result.record["pixels"] == ids.size
@@ -72,9 +77,9 @@ def test_events_tell_the_whole_story(ids_scene):
 def test_score_and_class_filters(ids_scene):
     path, ids = ids_scene()
     with Scene.open(path, stretch="none") as scene:
-        some = segment_scene(scene, ORACLE, options(labels=frozenset({1})))
+        objects = find_objects(scene, ORACLE, options(labels=frozenset({1})))
     wanted = np.where(ids % 3 == 1, truth(ids), 0)
-    assert (paint(some.objects, ids.shape) == wanted).all()
+    assert (paint(objects, ids.shape) == wanted).all()
 
 
 def test_chips_without_data_never_reach_the_model(tmp_path):
@@ -93,12 +98,13 @@ def test_chips_without_data_never_reach_the_model(tmp_path):
             return super().segment(chips)
 
     with Scene.open(path, stretch="none") as scene:
-        result = segment_scene(scene, Watching(spec=ORACLE.spec), options())
+        found = ObjectList()
+        result = segment_scene(scene, Watching(spec=ORACLE.spec), options(), parts=found)
     chips = result.record["chips"]
     assert chips["empty"] > 0
     assert chips["done"] == Watching.seen
     assert chips["done"] + chips["empty"] == chips["total"]
-    assert len(result.objects) == 1
+    assert len(found.objects) == 1
 
 
 def test_objects_stop_at_missing_data_and_are_flagged(tmp_path):
@@ -120,8 +126,7 @@ def test_objects_stop_at_missing_data_and_are_flagged(tmp_path):
             return found
 
     with Scene.open(write_raster(tmp_path / "a.tif", bands, nodata=77), stretch="none") as scene:
-        result = segment_scene(scene, Everywhere(), options(chip_size=200, overlap=0))
-    (item,) = result.objects
+        (item,) = find_objects(scene, Everywhere(), options(chip_size=200, overlap=0))
     assert (item.box.x1, item.truncated) == (100, True)
 
 
@@ -135,9 +140,10 @@ def test_out_of_memory_goes_on_with_smaller_batches(ids_scene):
             return super().segment(chips)
 
     with Scene.open(path, stretch="none") as scene:
-        result = segment_scene(scene, Small(spec=ORACLE.spec), options(batch_size=8))
+        found = ObjectList()
+        result = segment_scene(scene, Small(spec=ORACLE.spec), options(batch_size=8), parts=found)
     assert result.record["batch_size"] == 2
-    assert (paint(result.objects, ids.shape) == truth(ids)).all()
+    assert (paint(found.objects, ids.shape) == truth(ids)).all()
 
 
 class FailsOn(OracleSegmenter):
@@ -163,10 +169,10 @@ def test_a_chip_the_model_fails_on_stops_the_run_by_name(ids_scene):
 
 def test_or_is_left_out_and_recorded(ids_scene):
     path, ids = ids_scene()
-    events = []
+    events, found = [], ObjectList()
     with Scene.open(path, stretch="none") as scene:
         result = segment_scene(
-            scene, FailsOn(spec=ORACLE.spec), options(on_chip_error="skip", batch_size=4), events.append
+            scene, FailsOn(spec=ORACLE.spec), options(on_chip_error="skip", batch_size=4), events.append, parts=found
         )
         grid = scene.grid
     chips, failed = result.record["chips"], result.record["failed_chips"]
@@ -178,7 +184,7 @@ def test_or_is_left_out_and_recorded(ids_scene):
     assert ring[2] == list(grid.affine * (x1, y1))
     seen = [result.plan.windows[i].core for i in range(chips["total"]) if i not in {item["index"] for item in failed}]
     for core in seen:
-        labels = paint(result.objects, ids.shape)[core.as_slices()]
+        labels = paint(found.objects, ids.shape)[core.as_slices()]
         assert (labels == truth(ids)[core.as_slices()])[ids[core.as_slices()] > 1].all()
 
 
@@ -203,8 +209,9 @@ def test_a_sink_takes_objects_as_they_leave(ids_scene):
     path, ids = ids_scene(400, 200, count=30)
     taken = []
     with Scene.open(path, stretch="none") as scene:
-        result = segment_scene(scene, ORACLE, options(), sink=taken.append)
-    assert result.objects == []
+        found = ObjectList(taken.append)
+        segment_scene(scene, ORACLE, options(), parts=found)
+    assert found.objects == []
     assert len(taken) > 2
     assert (paint(list(chain.from_iterable(taken)), ids.shape) == truth(ids)).all()
 
@@ -261,16 +268,29 @@ def test_an_abandoned_reader_leaves_no_thread():
     assert no_reader_left()
 
 
-def test_groups_keep_order_share_one_shape_and_let_empties_ride():
-    def item(index, side):
-        from rsgeoseg.contract import Chip
+def test_chips_that_reach_the_model_together_have_fixed_places(tmp_path):
+    """Chips of one row, at places that do not depend on which are empty: so batches are the same in any division."""
+    ids = np.zeros((200, 900), np.int32)
+    ids[:, 300:] = 3
+    bands = encode_ids(ids)
+    bands[:, :, 500:700] = 77
+    path = write_raster(tmp_path / "a.tif", bands, nodata=77)
+    seen = []
 
-        window = plan_windows(8, 80, chip_size=8, overlap=0).windows[index]
-        chip = (
-            None if side is None else Chip(image=np.zeros((1, side, side), np.uint8), valid=np.ones((side, side), bool))
-        )
-        return ReadChip(window=window, chip=chip)
+    class Watching(OracleSegmenter):
+        def segment(self, chips, prompts=None):
+            seen.append(len(chips))
+            return super().segment(chips)
 
-    sides = [None, 4, 4, None, 4, 5, None, 5, None, 4]
-    groups = list(group_batches([item(i, side) for i, side in enumerate(sides)], 2))
-    assert [[i.window.index for i in group] for group in groups] == [[0], [1, 2], [3], [4], [5, 6, 7], [8], [9]]
+    with Scene.open(path, stretch="none") as scene:
+        segment_scene(scene, Watching(spec=ORACLE.spec), options(batch_size=4))
+        plan = plan_windows(200, 900, chip_size=96, overlap=16)
+        groups = window_groups(plan, 4)
+        assert plan.cols == 12
+        assert {len(group) for group in groups} == {4}
+        assert [window.index for group in groups for window in group] == list(range(len(plan.windows)))
+        some = groups[1::2]
+        read = list(read_groups(scene, some, options(batch_size=4), Tally()))
+    assert [tuple(item.window for item in items) for items in read] == some
+    assert sum(seen) < len(plan.windows), "empty chips do not reach the model"
+    assert max(seen) <= 4
