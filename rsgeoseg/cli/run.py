@@ -35,6 +35,7 @@ def run(
     simplify: opt.Simplify = 0.0,
     regularize: opt.Regularize = False,
     dst_crs: opt.DstCrs = None,
+    merge: opt.Merge = False,
     workers: opt.Workers = None,
     scheduler: opt.Scheduler = None,
     max_memory: opt.MaxMemory = None,
@@ -61,6 +62,8 @@ def run(
         "regularize": regularize, "dst_crs": dst_crs, "overwrite": overwrite, "on_chip_error": on_chip_error.value,
         "offline": offline, "workers": workers, "scheduler": scheduler, "max_memory": max_memory, "resume": resume,
     }  # fmt: skip
+    if merge:
+        return _run_merged(scenes, output, {"model": model, **options}, style=progress, quiet=quiet)
     outputs = plan_outputs(scenes, output, extension=_extension(format))
     return _run_all(scenes, outputs, {"model": model, **options}, style=progress, quiet=quiet)
 
@@ -80,7 +83,10 @@ def plan_outputs(scenes: Sequence[str], output: str | None, extension: str = ".g
     if output is not None and (output.endswith(("/", "\\")) or Path(output).is_dir()):
         template = str(Path(output) / ("{stem}" + extension))
     if len(scenes) > 1 and "{stem}" not in template:
-        msg = f"{len(scenes)} scenes cannot share the output {output}: name a folder, or put {{stem}} into the name"
+        msg = (
+            f"{len(scenes)} scenes cannot share the output {output}: name a folder, put {{stem}} into the name, or give"
+            " --merge"
+        )
         raise UsageError(msg)
     outputs = [Path(template.replace("{stem}", Path(scene).stem)) for scene in scenes]
     twice = [str(path) for path in outputs if outputs.count(path) > 1]
@@ -115,6 +121,24 @@ def _run_all(
                 print_summary(str(job.output), record)
             worst = max(worst, jobs.exit_code(record))
     return worst
+
+
+def _run_merged(
+    scenes: Sequence[str], output: str | None, options: dict[str, Any], *, style: opt.ProgressStyle, quiet: bool
+) -> int:
+    """Run every scene into one file."""
+    from rsgeoseg import jobs
+    from rsgeoseg.cli.progress import show_progress
+
+    if output is None:
+        msg = "--merge needs a file for all scenes: give it with --output"
+        raise UsageError(msg)
+    job = jobs.RunJob(scene=scenes[0], output=output, **options)
+    with show_progress(style.value, quiet=quiet) as on_event:
+        record = jobs.run_merged(job, scenes, on_event=on_event)
+    if not quiet and style is not opt.ProgressStyle.json:
+        print_summary(output, record)
+    return jobs.exit_code(record)
 
 
 def print_summary(output: str, record: dict[str, Any]) -> None:

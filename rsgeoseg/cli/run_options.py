@@ -64,6 +64,9 @@ Nms = Annotated[float, Option(metavar="T", help="Mask overlap above which two ob
 Simplify = Annotated[float, Option(metavar="PX", help="Simplify outlines within so many pixels; 0: exact pixel edges.")]
 Regularize = Annotated[bool, Option("--regularize", help="Draw outlines with right angles where they nearly are.")]
 DstCrs = Annotated[str | None, Option(metavar="EPSG:X", help="CRS of the output; default: the scene's.")]
+Merge = Annotated[
+    bool, Option("--merge", help="Write the objects of all scenes to one file, with a `scene` column; none are joined.")
+]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output.")]
 OnChipError = Annotated[ChipErrorPolicy, Option(help="A chip that fails stops the run, or is left out and recorded.")]
 Workers = Annotated[

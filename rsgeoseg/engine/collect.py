@@ -98,7 +98,9 @@ class FrameCollector:
         start = time.perf_counter()
         drawn, self._drawn = self._drawn, []
         keys = np.concatenate([rows.keys for rows in drawn])
-        frame: GeoDataFrame = drawn[0].frame if len(drawn) == 1 else pd.concat([r.frame for r in drawn], ignore_index=True)
+        frame: GeoDataFrame = (
+            drawn[0].frame if len(drawn) == 1 else pd.concat([r.frame for r in drawn], ignore_index=True)
+        )
         order = np.lexsort(keys.T[::-1])
         rows = Rows(frame.iloc[order].reset_index(drop=True), keys[order])
         self.seconds += time.perf_counter() - start

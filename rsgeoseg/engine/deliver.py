@@ -19,15 +19,21 @@ from rsgeoseg.engine.record import model_record, rate, scene_record, versions
 from rsgeoseg.engine.run_folder import differences, read_manifest, run_folder
 from rsgeoseg.errors import OutputError
 from rsgeoseg.geo.writers import load_frame, record_path, write_record
+
 try:
     from rsgeoseg.geo.writers import write_batches
 except ImportError:
+
     def write_batches(batches, path, *, rows, vertices, crs, overwrite, format, grid, classes, scene_name):
         import pandas as pd
         from rsgeoseg.geo.writers import write_frame
+
         all_ = list(batches)
         from rsgeoseg.geo.frame import objects_to_frame
-        frame = pd.concat(all_, ignore_index=True) if all_ else objects_to_frame([], grid=grid, classes=classes, model="x")
+
+        frame = (
+            pd.concat(all_, ignore_index=True) if all_ else objects_to_frame([], grid=grid, classes=classes, model="x")
+        )
         write_frame(frame, path, overwrite=overwrite, format=format, grid=grid, classes=classes, scene_name=scene_name)
 
 

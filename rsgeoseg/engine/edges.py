@@ -105,7 +105,9 @@ class DataEdge:
         cells = [
             cell
             for cell in self._cells
-            if ((first[:, 1] <= cell[0]) & (cell[0] <= last[:, 1]) & (first[:, 0] <= cell[1]) & (cell[1] <= last[:, 0])).any()
+            if (
+                (first[:, 1] <= cell[0]) & (cell[0] <= last[:, 1]) & (first[:, 0] <= cell[1]) & (cell[1] <= last[:, 0])
+            ).any()
         ]
         return np.concatenate([np.zeros((0, 3), np.int64), *(points for cell in cells for points in self._cells[cell])])
 

@@ -45,7 +45,9 @@ def segment_group(items: list[ReadChip], batches: BatchSegmenter) -> Segmented:
     """Give the chips of a group to the model."""
     start = time.perf_counter()
     found = iter(batches.segment([item.chip for item in items if item.chip is not None]))
-    results = [item.error if item.error is not None else next(found) if item.chip is not None else None for item in items]
+    results = [
+        item.error if item.error is not None else next(found) if item.chip is not None else None for item in items
+    ]
     return Segmented(items=items, results=results, seconds=time.perf_counter() - start)
 
 

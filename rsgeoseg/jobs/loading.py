@@ -1,0 +1,117 @@
+"""The model of a job, and what a job leaves to the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from rsgeoseg import registry
+from rsgeoseg.engine.deliver import read_record
+from rsgeoseg.engine.options import PipelineOptions, class_labels
+from rsgeoseg.engine.run_folder import read_manifest, run_folder
+from rsgeoseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rsgeoseg.contract import ModelSpec, Segmenter
+    from rsgeoseg.engine.order import RunJob
+    from rsgeoseg.geo.scene import Scene
+
+logger = logging.getLogger(__name__)
+
+_OFFLINE = "RSGEOSEG_OFFLINE"
+
+
+def load_segmenter(job: RunJob) -> Segmenter:
+    """Load the model of a job, without the network where the job says so.
+
+    Raises:
+        ModelError: the model is unknown, or its weights cannot be had.
+        UsageError: it answers prompts only; said before its weights are fetched.
+    """
+    if registry.card(job.model).needs_prompts:
+        _refuse_prompted(job.model)
+    before = os.environ.get(_OFFLINE)
+    if job.offline:
+        os.environ[_OFFLINE] = "1"
+    try:
+        return registry.load_model(job.model, weights=job.weights, device=job.device)
+    finally:
+        if job.offline:
+            if before is None:
+                del os.environ[_OFFLINE]
+            else:
+                os.environ[_OFFLINE] = before
+
+
+def loader(job: RunJob, given: Segmenter | None) -> Callable[[str], Segmenter]:
+    """Return what gives the job's model in any process, by name and weights; or a model that came with the job."""
+    return partial(_load_on, job) if given is None else partial(_given, given)
+
+
+def _load_on(job: RunJob, device: str) -> Segmenter:
+    return load_segmenter(replace(job, device=device))
+
+
+def _given(segmenter: Segmenter, _device: str) -> Segmenter:
+    return segmenter
+
+
+def device_kind(segmenter: Segmenter) -> str:
+    """Return the kind of device a model is on; ``cpu`` where it does not say."""
+    return str(getattr(segmenter, "device", "cpu")).partition(":")[0]
+
+
+def pipeline_options(job: RunJob, segmenter: Segmenter) -> PipelineOptions:
+    """Fill what a job leaves open with what the model suggests.
+
+    A segmenter may have an attribute ``batch_size``, the chips per call that suit its device; 1 otherwise.
+
+    Raises:
+        UsageError: a class that the model does not know, larger chips than it takes, or a model that needs prompts.
+    """
+    spec = segmenter.spec
+    if spec.needs_prompts:
+        _refuse_prompted(spec.name)
+    chip_size = job.chip_size or spec.chip_size
+    if chip_size > spec.chip_size:
+        msg = f"chip-size {chip_size} is more than {spec.name} takes: give at most {spec.chip_size}, or leave it out"
+        raise UsageError(msg)
+    return PipelineOptions(
+        chip_size=chip_size,
+        overlap=min(spec.overlap, chip_size // 4) if job.overlap is None else job.overlap,
+        batch_size=job.batch_size or _batch_size(job, segmenter),
+        score_threshold=spec.score_threshold if job.score_threshold is None else job.score_threshold,
+        labels=class_labels(job.classes, spec),
+        nms=job.nms,
+        on_chip_error=job.on_chip_error,
+    )
+
+
+def _batch_size(job: RunJob, segmenter: Segmenter) -> int:
+    """Choose chips per call where the user did not: as the run that is gone on with, or as suits the device."""
+    if job.resume and job.output is not None:
+        for known in (read_manifest(run_folder(Path(job.output))), read_record(Path(job.output))):
+            size = ((known or {}).get("options") or {}).get("batch_size")
+            if isinstance(size, int) and size > 0:
+                return size
+    return int(getattr(segmenter, "batch_size", 1))
+
+
+def _refuse_prompted(model: str) -> NoReturn:
+    msg = f"{model} answers prompts, and a run gives it none: prompt it from Python, or run another model"
+    raise UsageError(msg)
+
+
+def warn_of_ground(scene: Scene, spec: ModelSpec) -> None:
+    """Say when a model never saw pixels of this size: it will then find little, and nothing else would tell."""
+    gsd = scene.grid.gsd
+    if gsd is None or spec.gsd_range is None or spec.gsd_range[0] <= gsd <= spec.gsd_range[1]:
+        return
+    text = "%s has %.3g m per pixel, the weights were trained on %g to %g: expect poor results, or try --gsd"
+    logger.warning(text, scene.name, gsd, *spec.gsd_range)

@@ -1,0 +1,82 @@
+"""Several scenes into one file."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rsgeoseg.engine.merging import SceneOutput, check_merged, merge_outputs, scene_names, scenes_folder
+from rsgeoseg.errors import OutputError
+from rsgeoseg.geo.scene import Scene
+from rsgeoseg.geo.writers import check_output
+from rsgeoseg.jobs.running import run_jobs
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+
+    from rsgeoseg.engine.events import Event
+    from rsgeoseg.engine.order import RunJob
+
+
+def run_merged(
+    job: RunJob,
+    scenes: Sequence[str],
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Run scenes one after the other and write their objects to one file, with a ``scene`` column.
+
+    Objects that lie across two scenes are not joined: for that, make one scene of them with ``gdalbuildvrt``. Results
+    of single scenes wait in ``OUT.scenes/``, so that ``resume`` leaves finished ones as they are.
+
+    Args:
+        job: what to do with each scene; its output is the merged file.
+        scenes: paths or URLs.
+        on_event: told of every event.
+        cancel: set it from another thread to stop.
+
+    Returns:
+        The record of the whole: sums, and the record of each scene under ``scenes``.
+
+    Raises:
+        RsGeoSegError: as ``run``; or scenes in different CRSs without ``dst_crs``.
+    """
+    assert job.output is not None
+    output = Path(job.output)
+    check_output(output, overwrite=job.overwrite or job.resume, format=job.format)
+    names = scene_names(scenes)
+    check_merged(
+        output, [(name, _crs(scene)) for name, scene in zip(names, scenes, strict=True)], job.format, job.dst_crs
+    )
+    folder = scenes_folder(output)
+    if folder.exists() and not (job.resume or job.overwrite):
+        msg = f"{folder} holds an unfinished run: --resume goes on with it, --overwrite starts anew"
+        raise OutputError(msg)
+    if not job.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    pieces = [folder / f"{number:05d}.parquet" for number in range(len(scenes))]
+    jobs = [
+        replace(job, scene=scene, output=str(piece), format=None, overwrite=False)
+        for scene, piece in zip(scenes, pieces, strict=True)
+    ]
+    outputs = []
+    try:
+        for name, (done, record) in zip(names, run_jobs(jobs, on_event=on_event, cancel=cancel), strict=True):
+            outputs.append(SceneOutput(scene=name, path=Path(str(done.output)), record=record))
+        record = merge_outputs(outputs, output, format_name=job.format, overwrite=job.overwrite or job.resume, about={})
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    shutil.rmtree(folder, ignore_errors=True)
+    return record
+
+
+def _crs(scene: str) -> str | None:
+    with Scene.open(scene) as opened:
+        crs = opened.grid.crs
+        return None if crs is None else str(crs.to_wkt())
