@@ -36,7 +36,7 @@ class Segmented:
     """Chips of one batch after the model, in window order."""
 
     items: list[ReadChip]
-    results: list[Instances | RsGeoSegError | None]
+    results: Sequence[Instances | RsGeoSegError | None]
     """Per item its objects, the error it ended with, or None where it has no valid pixel."""
     seconds: float
 

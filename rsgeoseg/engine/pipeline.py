@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from rsgeoseg.geo.windows import Window, WindowPlan, plan_windows
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from rsgeoseg.contract import Segmenter
     from rsgeoseg.engine.options import PipelineOptions
@@ -118,7 +118,7 @@ def read_groups(
     options: PipelineOptions,
     tally: Tally,
     cancel: threading.Event | None = None,
-) -> Iterator[list[ReadChip]]:
+) -> Generator[list[ReadChip]]:
     """Read groups of windows ahead of the model; the time that it waits is counted in ``tally``.
 
     Raises:
@@ -174,7 +174,7 @@ class Behind:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rsgeoseg-stitch")
         self._queue: list[Future[None]] = []
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -92,7 +92,8 @@ class Table:
     @property
     def crs(self) -> CRS | None:
         """CRS of the geometries."""
-        return self._empty.crs
+        crs: CRS | None = self._empty.crs
+        return crs
 
     @property
     def vertices(self) -> int:

@@ -110,6 +110,33 @@ def run_job(
         return done.frame()
 
 
+def write_job(
+    job: RunJob,
+    segmenter: Segmenter | None = None,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Do a job that has an output; the table is streamed into it and never in memory whole.
+
+    Args:
+        job: what to do.
+        segmenter: a loaded model to use instead of loading ``job.model``.
+        on_event: told of every event.
+        cancel: set it from another thread to stop.
+
+    Returns:
+        The run record.
+
+    Raises:
+        RsGeoSegError: as ``run``.
+    """
+    check_job(job)
+    model, load = segmenter or load_segmenter(job), loader(job, segmenter)
+    with _finished(job, model, load, on_event=on_event, cancel=cancel) as done:
+        return done.record
+
+
 def run_jobs(
     jobs: Sequence[RunJob], *, on_event: Callable[[Event], None] | None = None, cancel: threading.Event | None = None
 ) -> Iterator[tuple[RunJob, dict[str, Any]]]:
