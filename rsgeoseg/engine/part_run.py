@@ -12,6 +12,7 @@ import numpy as np
 from rsgeoseg.contract import Instances
 from rsgeoseg.engine.edges import DataEdge, clip_to_valid, select
 from rsgeoseg.engine.events import ChipFailed, Event
+from rsgeoseg.engine.memory import peak_memory
 from rsgeoseg.engine.parts import PartEnd
 from rsgeoseg.engine.tally import Tally
 from rsgeoseg.errors import ModelError, RsGeoSegError, SceneError, WindowError
@@ -108,6 +109,7 @@ class PartRun:
         boxes = np.concatenate([remainder.views[:, 2:6], remainder.wholes[:, :4]])
         end = PartEnd(tally=self.tally, remainder=remainder, edge=self.edge.beside(boxes))
         self.tally.seconds["stitch"] += time.perf_counter() - start
+        self.tally.peak_bytes = peak_memory() or 0
         return end
 
     def _prepared(self, item: ReadChip, found: Instances) -> Instances:

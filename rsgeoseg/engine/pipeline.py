@@ -14,6 +14,7 @@ import numpy as np
 from rsgeoseg.engine.batches import BatchSegmenter
 from rsgeoseg.engine.edges import DataEdge
 from rsgeoseg.engine.events import ChipsProgress, Event, RunStarted
+from rsgeoseg.engine.memory import peak_memory
 from rsgeoseg.engine.part_run import PartRun, Segmented, segment_group, stop_at
 from rsgeoseg.engine.parts import ObjectList
 from rsgeoseg.engine.reader import ReadChip, check_cancel, read_ahead
@@ -294,6 +295,7 @@ class SceneRun:
             "resumed_pixels": self._known_pixels,
             "seconds": round(time.perf_counter() - self._start, 6),
             "batch_size": batch_size,
+            "largest_process_bytes": max(tally.peak_bytes, peak_memory() or 0) or None,
         }
         return SceneResult(plan=self.plan, options=self.options, record=record)
 

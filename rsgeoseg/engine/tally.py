@@ -26,6 +26,8 @@ class Tally:
     """Pixels handed to the model, overlap counted as often as it was read."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
     """By stage, of all threads and processes together; ``wait`` is the model waiting for readers."""
+    peak_bytes: int = 0
+    """Largest resident size that a process had when it ended a part; not a sum."""
 
     @property
     def chips(self) -> int:
@@ -40,6 +42,7 @@ class Tally:
         self.objects += other.objects
         self.pixels += other.pixels
         self.bytes_read += other.bytes_read
+        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
         for name, value in other.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
 
