@@ -87,6 +87,7 @@ class Bench:
             behind.wait()
         rows, end = collector.finish(), part.end()
         end.tally.seconds["polygonize"] += collector.seconds
+        end.tally.vertices += rows.vertices
         end.tally.add(waited)
         return rows.to_bytes(), end.to_bytes()
 

@@ -27,10 +27,8 @@ from rsgeoseg.engine.block_work import BENCHES, WorkOrder
 from rsgeoseg.engine.blocks import block_chips, plan_blocks
 from rsgeoseg.engine.events import ChipFailed, ClusterStarted, Event
 from rsgeoseg.engine.part_run import PartRun, Segmented
-from rsgeoseg.engine.parts import PartEnd
 from rsgeoseg.engine.pipeline import SceneResult, SceneRun
 from rsgeoseg.engine.reader import ReadChip, check_cancel
-from rsgeoseg.engine.table import Rows
 from rsgeoseg.engine.tally import Tally
 from rsgeoseg.errors import ClusterError, ModelError, RsGeoSegError, UsageError
 
@@ -205,10 +203,10 @@ class _Blocks:
             return self._take_apart(block, error)
         finally:
             future.release()
-        rows, end = Rows.from_bytes(drawn), PartEnd.from_bytes(rest)
+        end = self.parts.keep_encoded(drawn, rest)
         for chip in end.tally.failed:
             self.run.on_event(ChipFailed(index=chip["index"], row=chip["row"], col=chip["col"], error=chip["error"]))
-        self._keep(rows, end)
+        self.run.take_part(end)
         return []
 
     def _take_apart(self, block: list[Group], error: KilledWorker) -> list[list[Group]]:
@@ -224,12 +222,10 @@ class _Blocks:
         none: list[StitchedObject] = []
         part = PartRun(self.order.scene, self.run.plan, self.order.options, none.extend, self.run.on_event)
         part.take(Segmented(items=[ReadChip(window=group[0], chip=None)], results=[failed], seconds=0.0))
-        self._keep(self.order.drawing.draw([]), part.end())
-        return []
-
-    def _keep(self, rows: Rows, end: PartEnd) -> None:
-        self.parts.keep(rows, end)
+        end = part.end()
+        self.parts.keep(self.order.drawing.draw([]), end)
         self.run.take_part(end)
+        return []
 
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
         """A worker says how far a block is."""

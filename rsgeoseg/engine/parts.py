@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from rsgeoseg.engine.table import Table
+from rsgeoseg.engine.table import Rows, Table
 from rsgeoseg.engine.tally import Tally
 from rsgeoseg.geo.remainder import Remainder
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rsgeoseg.engine.collect import Drawing
-    from rsgeoseg.engine.table import Piece, Rows
+    from rsgeoseg.engine.table import Piece
     from rsgeoseg.geo.stitch import StitchedObject
 
 
@@ -140,11 +140,22 @@ class FrameParts:
     def _finish_part(self, end: PartEnd) -> Rows:
         rows = self._part.finish()
         end.tally.seconds["polygonize"] += self._part.seconds
+        end.tally.vertices += rows.vertices
         return rows
 
     def keep(self, rows: Rows, end: PartEnd) -> None:  # noqa: ARG002  (kept by those that outlive the process)
         """Keep a part."""
         self._pieces.append(rows)
+
+    def keep_encoded(self, drawn: bytes, rest: bytes) -> PartEnd:
+        """Keep a part that another process worked on.
+
+        Args:
+            drawn: ``Rows.to_bytes``.
+            rest: ``PartEnd.to_bytes``.
+        """
+        self._pieces.append(Rows.from_bytes(drawn))
+        return PartEnd.from_bytes(rest)
 
     def across(self, objects: list[StitchedObject]) -> None:
         """Draw what several parts saw."""

@@ -83,7 +83,6 @@ class _Entry:
 
     part: int
     chips: int
-    rows: int
     vertices: int
     rows_sha256: str
     end_sha256: str
@@ -183,16 +182,27 @@ class RunFolder(FrameParts):
         Raises:
             OutputError: the disk is full or gone; parts written before stay.
         """
+        self._write_part(rows.to_bytes(), end.to_bytes(), end)
+
+    def keep_encoded(self, drawn: bytes, rest: bytes) -> PartEnd:
+        """Write a part that another process worked on, as it came.
+
+        Raises:
+            OutputError: as ``keep``.
+        """
+        end = PartEnd.from_bytes(rest)
+        self._write_part(drawn, rest, end)
+        return end
+
+    def _write_part(self, drawn: bytes, rest: bytes, end: PartEnd) -> None:
         number = 1 + max((entry.part for entry in self._entries), default=0)
-        drawn, rest = rows.to_bytes(), end.to_bytes()
         for path, data in ((self._rows_path(number), drawn), (self._end_path(number), rest)):
             with staged(path, overwrite=True, need=len(data)) as temporary:
                 temporary.write_bytes(data)
         entry = _Entry(
             part=number,
             chips=end.tally.chips,
-            rows=len(rows.keys),
-            vertices=rows.vertices,
+            vertices=end.tally.vertices,
             rows_sha256=hashlib.sha256(drawn).hexdigest(),
             end_sha256=hashlib.sha256(rest).hexdigest(),
         )

@@ -20,6 +20,8 @@ class Tally:
     """Chips left out, with place, footprint and reason."""
     objects: int = 0
     """Whole objects found."""
+    vertices: int = 0
+    """Of the objects' outlines, once they are drawn."""
     pixels: int = 0
     """Core pixels behind us: scene pixels, overlap counted once."""
     bytes_read: int = 0
@@ -40,6 +42,7 @@ class Tally:
         self.empty += other.empty
         self.failed += other.failed
         self.objects += other.objects
+        self.vertices += other.vertices
         self.pixels += other.pixels
         self.bytes_read += other.bytes_read
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
