@@ -18,24 +18,7 @@ from rsgeoseg.engine.reader import check_cancel
 from rsgeoseg.engine.record import model_record, rate, scene_record, versions
 from rsgeoseg.engine.run_folder import differences, read_manifest, run_folder
 from rsgeoseg.errors import OutputError
-from rsgeoseg.geo.writers import load_frame, record_path, write_record
-
-try:
-    from rsgeoseg.geo.writers import write_batches
-except ImportError:
-
-    def write_batches(batches, path, *, rows, vertices, crs, overwrite, format, grid, classes, scene_name):
-        import pandas as pd
-        from rsgeoseg.geo.writers import write_frame
-
-        all_ = list(batches)
-        from rsgeoseg.geo.frame import objects_to_frame
-
-        frame = (
-            pd.concat(all_, ignore_index=True) if all_ else objects_to_frame([], grid=grid, classes=classes, model="x")
-        )
-        write_frame(frame, path, overwrite=overwrite, format=format, grid=grid, classes=classes, scene_name=scene_name)
-
+from rsgeoseg.geo.writers import BATCH_ROWS, load_frame, record_path, write_batches, write_record
 
 if TYPE_CHECKING:
     import threading
@@ -68,7 +51,7 @@ class Delivery:
     """Pixels."""
     regularize: bool = False
     dst_crs: str | None = None
-    batch_rows: int = 20_000
+    batch_rows: int = BATCH_ROWS
     """Rows written at once; they and their copies are all of the table that is in memory."""
 
     def drawing(self, scene: Scene, spec: ModelSpec) -> Drawing:
@@ -150,7 +133,6 @@ class Delivery:
             self.output,
             rows=len(table),
             vertices=table.vertices,
-            crs=table.crs,
             overwrite=self.overwrite,
             format=self.format,
             grid=scene.grid,

@@ -15,14 +15,11 @@ import shapely
 from geopandas import GeoDataFrame
 
 from rsgeoseg.errors import UsageError
-from rsgeoseg.engine.deliver import write_batches
 from rsgeoseg.geo.formats import find_format
-from rsgeoseg.geo.writers import write_record
+from rsgeoseg.geo.writers import BATCH_ROWS, write_batches, write_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +87,10 @@ def merge_outputs(
     Raises:
         OutputError: it cannot be written.
     """
-    crs = _crs(outputs[0].path)
     rows = sum(pq.read_metadata(each.path).num_rows for each in outputs)
     vertices = sum(_vertices(each.path) for each in outputs)
     write_batches(
-        _batches(outputs), output, rows=rows, vertices=vertices, crs=crs, overwrite=overwrite, format=format_name
+        _batches(outputs), output, rows=rows, vertices=vertices, overwrite=overwrite, format=format_name
     )
     record = _sum([each.record for each in outputs]) | about
     record["scenes"] = [{"name": each.scene, "record": each.record} for each in outputs]
@@ -115,7 +111,7 @@ def _batches(outputs: Sequence[SceneOutput]) -> Iterator[GeoDataFrame]:
 def _read(path: Path) -> Iterator[GeoDataFrame]:
     crs = _crs(path)
     with _open(path) as file:
-        for batch in file.iter_batches(_ROWS):
+        for batch in file.iter_batches(BATCH_ROWS):
             names = [name for name in batch.schema.names if name not in ("geometry", "bbox")]
             geometry = shapely.from_wkb(batch.column("geometry").to_numpy(zero_copy_only=False))
             yield GeoDataFrame(batch.select(names).to_pandas(), geometry=geometry, crs=crs)

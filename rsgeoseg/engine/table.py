@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
-    from pyproj import CRS
 
 KEY_COLUMNS = ("_y0", "_x0", "_y1", "_x1", "_label", "_rank", "_crc")
 """Columns of a part's file that hold ``frame.sort_key``."""
@@ -90,21 +89,18 @@ class Table:
         return len(self._owner)
 
     @property
-    def crs(self) -> CRS | None:
-        """CRS of the geometries."""
-        crs: CRS | None = self._empty.crs
-        return crs
-
-    @property
     def vertices(self) -> int:
         """Vertices of all geometries."""
         return sum(piece.vertices for piece in self._pieces)
 
     def batches(self, size: int) -> Iterator[gpd.GeoDataFrame]:
-        """Yield the rows in order, at most ``size`` at once, with their ids.
+        """Yield the rows in order, at most ``size`` at once, with their ids; one empty frame where there are none.
 
         Each piece is in order, so a batch takes the next rows of each piece.
         """
+        if not len(self):
+            yield self._empty.copy()
+            return
         behind = np.zeros(len(self._pieces), np.int64)
         for start in range(0, len(self), size):
             owner = self._owner[start : start + size]
@@ -123,4 +119,4 @@ class Table:
 
     def frame(self) -> gpd.GeoDataFrame:
         """Return all rows at once."""
-        return next(self.batches(len(self)), self._empty) if len(self) else self._empty.copy()
+        return next(self.batches(max(len(self), 1)))

@@ -60,6 +60,7 @@ _ALL = (
         bytes_per_row=250,
         bytes_per_vertex=16,
     ),
+    Format("pmtiles", "PMTiles", (".pmtiles",), driver="PMTiles", bytes_per_row=20),
     Format("coco", "COCO instances", (".coco.json",), on_grid=True, bytes_per_row=150),
     Format(
         "tif",

@@ -267,6 +267,10 @@ class Scene:
             "fingerprint": self.fingerprint(),
         }
 
+    def limit_cache(self, capacity: int) -> None:
+        """Keep at most so many bytes of decoded tiles; with little, blocks are decoded more than once."""
+        self._tiles.limit(capacity)
+
     def close(self) -> None:
         """Close files and forget decoded tiles; reading again opens them again."""
         self._raster.close()

@@ -113,6 +113,12 @@ class TileCache:
                 )
                 yield place, self._get((row, col), place)
 
+    def limit(self, capacity: int) -> None:
+        """Keep at most so many bytes from now on; never more than before."""
+        with self._lock:
+            self._capacity = min(self._capacity, capacity)
+            self._evict()
+
     def clear(self) -> None:
         """Forget all tiles."""
         with self._lock:

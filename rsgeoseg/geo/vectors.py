@@ -1,9 +1,7 @@
-"""Vector files: GeoPackage, GeoJSON, FlatGeobuf, Shapefile and GeoParquet, written and read back."""
+"""Vector files of our formats, read back."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,27 +16,14 @@ from rsgeoseg.errors import OutputError, UsageError
 from rsgeoseg.geo.commit import WRITE_ERRORS
 from rsgeoseg.geo.formats import find_format
 from rsgeoseg.geo.frame import SCHEMA
-from rsgeoseg.geo.regularize import orient
+from rsgeoseg.geo.vector_stream import SHAPEFILE_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from os import PathLike
-
-    from numpy.typing import NDArray
 
     from rsgeoseg.geo.formats import Format
 
-logger = logging.getLogger(__name__)
-
-SHAPEFILE_NAMES: Mapping[str, str] = {"perimeter_m": "perim_m"}
-"""Columns whose names are longer than the ten characters of a Shapefile, and what they are called there."""
-_LAYER_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "gpkg": {"SPATIAL_INDEX": "YES"},
-    # 9 decimals of a degree are 0.1 mm: the usual 7 (1 cm) would bend the pixels of drone images.
-    "geojson": {"RFC7946": "YES", "COORDINATE_PRECISION": "9"},
-    "fgb": {"SPATIAL_INDEX": "YES"},
-    "shp": {"ENCODING": "UTF-8", "2GB_LIMIT": "YES"},
-}
 _MAGIC: Mapping[str, tuple[bytes, ...]] = {
     "gpkg": (b"SQLite format 3\0",),
     "geojson": (b"{", b"\xef\xbb\xbf{"),
@@ -48,51 +33,7 @@ _MAGIC: Mapping[str, tuple[bytes, ...]] = {
 }
 """First bytes: GDAL would otherwise open whatever a file turns out to be, other files by reference included."""
 _ROWS = 1000
-"""Rows written or counted at once."""
-_LON_LAT = "EPSG:4326"
-
-
-def write_vector(frame: gpd.GeoDataFrame, path: Path, entry: Format) -> None:
-    """Write a frame to a vector file and count what can be read back.
-
-    GeoPackage, FlatGeobuf and Shapefile have one geometry type per layer: MultiPolygon there, whatever the objects.
-
-    Raises:
-        OSError, RuntimeError: the file cannot be written, or not all rows can be read back.
-    """
-    frame = frame.reset_index(drop=True)
-    frame.attrs = {}
-    if entry.name == "parquet":
-        frame.to_parquet(path, compression="zstd", write_covering_bbox=True, schema_version="1.1.0")
-    else:
-        options = dict(_LAYER_OPTIONS[entry.name])
-        kind = "MultiPolygon"
-        if entry.name == "geojson":
-            kind = "Unknown"
-            frame, options = _for_geojson(frame, path, options)
-        if entry.name == "shp":
-            frame = frame.rename(columns=dict(SHAPEFILE_NAMES))
-        # A part at a time: the copies that writing makes would otherwise be the largest thing in memory.
-        rows_at_once = _ROWS if entry.name == "gpkg" else max(len(frame), 1)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "'crs' was not provided")  # the scene had none, and the user was told
-            for start in range(0, max(len(frame), 1), rows_at_once):
-                part = frame.iloc[start : start + rows_at_once]
-                if kind == "MultiPolygon":
-                    part = part.set_geometry(_multi(part.geometry))
-                pyogrio.write_dataframe(
-                    part,
-                    path,
-                    driver=entry.driver,
-                    use_arrow=True,
-                    geometry_type=kind,
-                    layer_options=options if start == 0 else None,
-                    append=start > 0,
-                )
-    rows = _count(path, entry)
-    if rows != len(frame):
-        msg = f"only {rows} of {len(frame)} objects could be read back"
-        raise OSError(msg)
+"""Rows counted at once."""
 
 
 def load_frame(path: str | PathLike[str]) -> gpd.GeoDataFrame:
@@ -129,54 +70,10 @@ def load_frame(path: str | PathLike[str]) -> gpd.GeoDataFrame:
     return _conform(frame.rename(columns={short: long for long, short in SHAPEFILE_NAMES.items()}))
 
 
-def _for_geojson(
-    frame: gpd.GeoDataFrame, path: Path, options: dict[str, str]
-) -> tuple[gpd.GeoDataFrame, dict[str, str]]:
-    """Follow RFC 7946: longitude and latitude, right-hand rule, cut at the antimeridian."""
-    if frame.crs is None:
-        logger.warning(
-            "%s: the scene has no CRS, so this GeoJSON is in pixels, not in longitude and latitude", path.name
-        )
-        return frame, {"RFC7946": "NO"}
-    if not frame.crs.equals(_LON_LAT, ignore_axis_order=True):
-        logger.info(
-            "%s: GeoJSON is always in EPSG:4326, so the objects are reprojected from %s", path.name, frame.crs.name
-        )
-        return frame, options  # GDAL reprojects, and cuts at the antimeridian as it does
-    geometry = _cut_at_antimeridian(frame.geometry.to_numpy())
-    return frame.set_geometry(gpd.GeoSeries(geometry, crs=frame.crs, index=frame.index)), options
-
-
-def _cut_at_antimeridian(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Bring longitudes beyond 180 degrees back to -180 to 180, in two parts where a polygon lies on both sides."""
-    bounds = shapely.bounds(geometry)
-    geometry = geometry.copy()
-    for index in np.flatnonzero((bounds[:, 0] < -180) | (bounds[:, 2] > 180)):
-        parts: list[shapely.Polygon] = []
-        for turn in (-360, 0, 360):
-            strip = shapely.box(turn - 180, -90, turn + 180, 90)
-            piece = shapely.transform(shapely.intersection(geometry[index], strip), _turned(turn))
-            parts += [part for part in shapely.get_parts(piece) if part.geom_type == "Polygon"]
-        geometry[index] = shapely.MultiPolygon(parts) if len(parts) != 1 else parts[0]
-    return orient(geometry)
-
-
-def _turned(degrees: float) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Take an angle off longitudes."""
-    return lambda xy: xy - np.array([degrees, 0.0])
-
-
-def _multi(series: gpd.GeoSeries) -> gpd.GeoSeries:
-    """Make every Polygon a MultiPolygon of one part."""
-    geometry = series.to_numpy().copy()
-    single = np.flatnonzero(shapely.get_type_id(geometry) == shapely.GeometryType.POLYGON)
-    if len(single):
-        geometry[single] = shapely.multipolygons(geometry[single], indices=np.arange(len(single)))
-    return gpd.GeoSeries(geometry, crs=series.crs, index=series.index)
-
-
-def _count(path: Path, entry: Format) -> int:
+def count_rows(path: Path, entry: Format) -> int:
     """Count geometries by reading every one: a file's header may promise more than it holds."""
+    if entry.name == "pmtiles":  # an object lies in every tile that it touches
+        return int(pyogrio.read_dataframe(path, columns=["id"], read_geometry=False)["id"].nunique())
     if entry.name == "parquet":
         batches = pq.ParquetFile(path).iter_batches(columns=["geometry"])
         return sum(batch.num_rows - batch.column(0).null_count for batch in batches)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import shapely
 
 from rsgeoseg.errors import UsageError
@@ -15,10 +16,11 @@ from rsgeoseg.geo.commit import check_target, staged
 from rsgeoseg.geo.formats import FORMATS, Format, extension_of, find_format
 from rsgeoseg.geo.labels import write_labels
 from rsgeoseg.geo.record import record_path, to_jsonable, write_record
-from rsgeoseg.geo.vectors import SHAPEFILE_NAMES, load_frame, write_vector
+from rsgeoseg.geo.vector_stream import SHAPEFILE_NAMES, write_vectors
+from rsgeoseg.geo.vectors import count_rows, load_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from os import PathLike
 
     import geopandas as gpd
@@ -34,11 +36,15 @@ __all__ = [
     "load_frame",
     "record_path",
     "to_jsonable",
+    "write_batches",
     "write_frame",
     "write_record",
 ]
 
 logger = logging.getLogger(__name__)
+
+BATCH_ROWS = 20_000
+"""Rows that are written at once: a few tens of MB with their copies."""
 
 
 def check_output(
@@ -93,24 +99,77 @@ def write_frame(
         UsageError: a format in pixels without a ``grid``.
         OutputError: as `check_output`, or the write failed; one line.
     """
+    batches = [frame.iloc[at : at + BATCH_ROWS] for at in range(0, max(len(frame), 1), BATCH_ROWS)]
+    vertices = int(shapely.get_num_coordinates(frame.geometry.to_numpy()).sum())
+    write_batches(
+        batches,
+        path,
+        rows=len(frame),
+        vertices=vertices,
+        overwrite=overwrite,
+        format=format,
+        grid=grid,
+        classes=classes,
+        scene_name=scene_name,
+    )
+
+
+def write_batches(
+    batches: Iterable[gpd.GeoDataFrame],
+    path: str | PathLike[str],
+    *,
+    rows: int,
+    vertices: int,
+    overwrite: bool = False,
+    format: str | None = None,  # noqa: A002  (the option's own name)
+    grid: GeoGrid | None = None,
+    classes: Sequence[str] | None = None,
+    scene_name: str = "scene",
+) -> None:
+    """Write a table that comes in batches to a file; vector formats hold no more than two batches in memory.
+
+    The file appears at its name whole and read back, or not at all; an existing file survives a failure. COCO files
+    and label rasters are made of the whole table.
+
+    Args:
+        batches: frames with the same columns and CRS, at least one (which may have no rows), in order, with their ids.
+        path: the output.
+        rows: of all batches together.
+        vertices: about how many vertices they have, to foresee a full disk.
+        overwrite: whether an existing file may be replaced.
+        format: a format's name; None takes the extension.
+        grid: the scene's pixels; COCO and label rasters need it, and draw the polygons on it.
+        classes: all class names, for COCO's categories; None takes those that occur.
+        scene_name: file name of the image, for COCO.
+
+    Raises:
+        UsageError: a format in pixels without a ``grid``.
+        OutputError: as `check_output`, or the write failed; one line.
+        Exception: what making a batch raised; nothing is left then.
+    """
     path = Path(path)
     entry = find_format(path, format)
     if entry.on_grid and grid is None:
         msg = f"cannot write {path}: a {entry.title} is in pixels of the scene; give the scene's grid"
         raise UsageError(msg)
-    need = needed_bytes(frame, entry)
+    need = needed_bytes(entry, rows, vertices)
     check_target(path, overwrite=overwrite, parts=entry.parts, need=need)
     with staged(path, overwrite=overwrite, parts=entry.parts, leftovers=entry.leftovers, need=need) as temporary:
-        if entry.name == "coco" and grid is not None:
-            write_coco(frame, temporary, grid, classes=classes, scene_name=scene_name)
-        elif entry.name == "tif" and grid is not None:
-            write_labels(frame, temporary, grid)
+        if entry.on_grid and grid is not None:
+            frame = pd.concat(list(batches), ignore_index=True)
+            if entry.name == "coco":
+                write_coco(frame, temporary, grid, classes=classes, scene_name=scene_name)
+            else:
+                write_labels(frame, temporary, grid)
         else:
-            write_vector(frame, temporary, entry)
-    logger.info("wrote %d objects to %s", len(frame), path)
+            written = write_vectors(batches, temporary, entry)
+            found = count_rows(temporary, entry)
+            if not written == rows == found:
+                msg = f"only {found} of {rows} objects could be read back"
+                raise OSError(msg)
+    logger.info("wrote %d objects to %s", rows, path)
 
 
-def needed_bytes(frame: gpd.GeoDataFrame, entry: Format) -> int:
-    """Least bytes that a frame takes in a format, a little under what it will really take."""
-    vertices = int(shapely.get_num_coordinates(frame.geometry.to_numpy()).sum())
-    return math.ceil(len(frame) * entry.bytes_per_row + vertices * entry.bytes_per_vertex)
+def needed_bytes(entry: Format, rows: int, vertices: int) -> int:
+    """Least bytes that a table takes in a format, a little under what it will really take."""
+    return math.ceil(rows * entry.bytes_per_row + vertices * entry.bytes_per_vertex)

@@ -20,7 +20,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from rsgeoseg.errors import OutputError
-from rsgeoseg.geo import vectors, writers
+from rsgeoseg.geo import vector_stream, writers
 from rsgeoseg.geo.frame import objects_to_frame
 from rsgeoseg.geo.grid import GeoGrid
 from rsgeoseg.geo.stitch import StitchedObject
@@ -155,7 +155,7 @@ def test_a_full_disk_is_foreseen(small_disk):
 
 @pytest.mark.parametrize("name", VECTORS)
 def test_a_full_disk_that_nobody_foresaw(small_disk, name, monkeypatch):
-    monkeypatch.setattr(writers, "needed_bytes", lambda frame, entry: 0)
+    monkeypatch.setattr(writers, "needed_bytes", lambda entry, rows, vertices: 0)
     path = small_disk / f"out{extension_of(name)}"
     path.write_bytes(b"mine")
     count = 20_000 if name == "parquet" else 1000
@@ -262,13 +262,13 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("name", ["gpkg", "fgb", "shp", "geojson"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_file_cut_short_in_silence_is_noticed(tmp_path, monkeypatch, name, share):
-    real = pyogrio.write_dataframe
+    real = pyogrio.write_arrow
 
-    def cut(frame, path, **options):
-        real(frame, path, **options)
+    def cut(stream, path, **options):
+        real(stream, path, **options)
         os.truncate(path, int(path.stat().st_size * share))
 
-    monkeypatch.setattr(vectors.pyogrio, "write_dataframe", cut)
+    monkeypatch.setattr(vector_stream.pyogrio, "write_arrow", cut)
     with pytest.raises(OutputError) as caught:
         write_frame(FRAME, tmp_path / f"out{extension_of(name)}")
     assert_one_line(caught.value, "cannot write")
@@ -276,13 +276,13 @@ def test_a_file_cut_short_in_silence_is_noticed(tmp_path, monkeypatch, name, sha
 
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
-    real = pyogrio.write_dataframe
+    real = pyogrio.write_arrow
 
-    def race(frame, path, **options):
-        real(frame, path, **options)
+    def race(stream, path, **options):
+        real(stream, path, **options)
         (tmp_path / "out.gpkg").write_bytes(b"somebody else's")
 
-    monkeypatch.setattr(vectors.pyogrio, "write_dataframe", race)
+    monkeypatch.setattr(vector_stream.pyogrio, "write_arrow", race)
     with pytest.raises(OutputError, match="appeared"):
         write_frame(FRAME, tmp_path / "out.gpkg")
     assert contents(tmp_path) == {"out.gpkg": b"somebody else's"}
