@@ -68,7 +68,7 @@ def describe(scene: Scene, facts: dict[str, Any]) -> list[tuple[str, str]]:
         size += f", of {file.width:,} x {file.height:,} in the file"
     chips = facts["chips"]
     return [
-        ("scene", f"{scene.path} ({facts['driver']})"),
+        ("scene", f"{scene.location} ({facts['driver']})"),
         ("size", size),
         ("crs", "none: results are in pixels" if grid.crs is None else _crs(grid.crs)),
         ("gsd", "unknown" if grid.gsd is None else f"{grid.gsd:.4g} m per pixel"),

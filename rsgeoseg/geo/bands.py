@@ -12,14 +12,14 @@ from rsgeoseg.errors import SceneError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rsgeoseg.geo.raster import RasterInfo
+    from rsgeoseg.geo.source import SourceInfo
 
 logger = logging.getLogger(__name__)
 
 _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
 
-def choose_bands(info: RasterInfo, bands: Sequence[int] | None, count: int) -> tuple[int, ...]:
+def choose_bands(info: SourceInfo, bands: Sequence[int] | None, count: int) -> tuple[int, ...]:
     """Return ``count`` band numbers, from 1.
 
     Given bands are taken as they are; one given band is repeated. Without, the alpha band is left aside, and then:
@@ -35,7 +35,7 @@ def choose_bands(info: RasterInfo, bands: Sequence[int] | None, count: int) -> t
         SceneError: band numbers the scene does not have, or too few bands.
         UsageError: not as many bands as the model takes.
     """
-    name = info.path.name
+    name = info.name
     if bands is not None:
         return _given(info, tuple(int(band) for band in bands), count)
     if info.colors[0] == ColorInterp.palette:
@@ -50,7 +50,7 @@ def choose_bands(info: RasterInfo, bands: Sequence[int] | None, count: int) -> t
         logger.warning("%s has %d band(s): using band %d as all %d", name, len(plain), plain[0], count)
         return (plain[0],) * count
     if len(plain) < count:
-        msg = f"{info.path} has {info.count} bands, the model takes {count}: choose {count} of them, repeats allowed"
+        msg = f"{info.location} has {info.count} bands, the model takes {count}: choose {count} of them, repeats allowed"
         raise SceneError(msg)
     chosen = tuple(plain[:count])
     if len(plain) > count:
@@ -58,10 +58,10 @@ def choose_bands(info: RasterInfo, bands: Sequence[int] | None, count: int) -> t
     return chosen
 
 
-def _given(info: RasterInfo, bands: tuple[int, ...], count: int) -> tuple[int, ...]:
+def _given(info: SourceInfo, bands: tuple[int, ...], count: int) -> tuple[int, ...]:
     wrong = [band for band in bands if not 1 <= band <= info.count]
     if wrong:
-        msg = f"{info.path} has no band {', '.join(map(str, wrong))}: it has {info.count}, numbered from 1"
+        msg = f"{info.location} has no band {', '.join(map(str, wrong))}: it has {info.count}, numbered from 1"
         raise SceneError(msg)
     if len(bands) == 1:
         return bands * count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -16,9 +17,18 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
-from rsgeoseg.errors import SceneError, UsageError
+from rsgeoseg.errors import SceneError
 from rsgeoseg.geo import opening
 from rsgeoseg.geo.georef import read_grid
+from rsgeoseg.geo.source import (
+    WHOLE_SAMPLE_PIXELS,
+    Pixels,
+    SourceInfo,
+    resampled_grid,
+    resampling_factors,
+    sample_places,
+    valid_pixels,
+)
 from rsgeoseg.geo.tiles import TILE_SIDE
 from rsgeoseg.geo.vrt import vrt_sources
 
@@ -38,13 +48,7 @@ _WARP_CRS = "EPSG:3857"
 """Stands for "pixels" on both sides of a resampling: any projected CRS does, nothing is reprojected."""
 _INDIRECT_CACHE_BYTES = (64 << 20, 512 << 20)
 """Least and most of GDAL's block cache where it reads through a VRT or a resampling."""
-_LATTICE = 16
-_LATTICE_SIDE = 128
-_WHOLE_SAMPLE_PIXELS = 8192 * 8192
-"""Without overviews a decimated read decodes everything; larger scenes are sampled at 16 x 16 places instead."""
-
-Pixels = tuple["NDArray[Any]", "NDArray[np.bool_] | None"]
-"""(bands, h, w) in the file's dtype; (h, w) validity, None where all are valid."""
+_HASHED_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,56 @@ class RasterInfo:
     def alpha(self) -> int | None:
         """Number of the alpha band, from 1."""
         return self.colors.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in self.colors else None
+
+    @property
+    def location(self) -> str:
+        """Absolute path."""
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """File name without its folder."""
+        return self.path.name
+
+    @property
+    def file(self) -> Path | None:
+        """Absolute path."""
+        return self.path
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """None: bands of files are known by their numbers."""
+        return ()
+
+    @property
+    def recipe(self) -> str:
+        """The absolute path, because another process may stand in another folder."""
+        return str(self.path)
+
+    def reader(self, bands: tuple[int, ...], gsd: float | None) -> Raster:
+        """Return the pixels of some bands, see ``SourceInfo``."""
+        return Raster(self, bands, resampling_factors(self, gsd))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return size, modification time and a hash of the file's ends, which for a VRT covers its sources' too."""
+        digest = hashlib.sha256()
+        status = self.path.stat()
+        with self.path.open("rb") as file:
+            digest.update(file.read(_HASHED_BYTES))
+            file.seek(max(0, status.st_size - _HASHED_BYTES))
+            digest.update(file.read(_HASHED_BYTES))
+        for source in self.sources:
+            other = source.stat()
+            digest.update(f"{source}\0{other.st_size}\0{other.st_mtime_ns}\n".encode())
+        return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256_ends": digest.hexdigest()}
+
+    def reason(self, error: Exception) -> str:
+        """Return GDAL's words in one line."""
+        return opening.reason(error, self.path)
+
+
+def _satisfies(info: RasterInfo) -> SourceInfo:
+    return info  # checked by mypy
 
 
 def inspect_raster(source: str | os.PathLike[str]) -> RasterInfo:
@@ -177,7 +231,7 @@ class Raster:
     def __init__(self, info: RasterInfo, bands: tuple[int, ...], factors: tuple[float, float] | None = None) -> None:
         self.info, self.bands, self.factors = info, list(bands), factors
         self.dtype: np.dtype[Any] = np.result_type(*(info.dtypes[band - 1] for band in bands))
-        self.grid = info.grid if factors is None else _resampled_grid(info.grid, factors, info.path)
+        self.grid = resampled_grid(info, factors)
         flags = [info.flags[band - 1] for band in bands]
         self._nodata = tuple(info.nodata[band - 1] for band in bands)
         self._by_nodata = all(MaskFlags.nodata in flag for flag in flags)
@@ -235,7 +289,7 @@ class Raster:
             opening.READ_ERRORS: nothing can be read.
         """
         height, width = self.info.grid.height, self.info.grid.width
-        if self.info.has_overviews or height * width <= _WHOLE_SAMPLE_PIXELS:
+        if self.info.has_overviews or height * width <= WHOLE_SAMPLE_PIXELS:
             step = max(1.0, max(height, width) / max_side)
             shape = (len(self.bands), max(1, round(height / step)), max(1, round(width / step)))
             with self._files.handle() as handle:
@@ -251,24 +305,20 @@ class Raster:
         self._files.close()
 
     def _sample_lattice(self, height: int, width: int) -> Pixels:
-        rows, cols = min(_LATTICE_SIDE, height), min(_LATTICE_SIDE, width)
         images, valids = [], []
         failed: Exception | None = None
-        for i in range(_LATTICE):
-            for j in range(_LATTICE):
-                y = (height - rows) * (2 * i + 1) // (2 * _LATTICE)
-                x = (width - cols) * (2 * j + 1) // (2 * _LATTICE)
-                window = RasterWindow(x, y, cols, rows)
-                try:
-                    with self._files.handle() as handle:
-                        image = handle.read(self.bands, window=window, out_dtype=self.dtype.name)
-                        mask = self._read_mask(handle, window=window)
-                except opening.READ_ERRORS as error:
-                    failed = error
-                    continue
-                valid = self._valid(image, mask)
-                images.append(image)
-                valids.append(np.ones((rows, cols), np.bool_) if valid is None else valid)
+        for place in sample_places(height, width):
+            window = RasterWindow(place.x0, place.y0, place.width, place.height)
+            try:
+                with self._files.handle() as handle:
+                    image = handle.read(self.bands, window=window, out_dtype=self.dtype.name)
+                    mask = self._read_mask(handle, window=window)
+            except opening.READ_ERRORS as error:
+                failed = error
+                continue
+            valid = self._valid(image, mask)
+            images.append(image)
+            valids.append(np.ones((place.height, place.width), np.bool_) if valid is None else valid)
         if not images:
             assert failed is not None
             raise failed
@@ -300,16 +350,7 @@ class Raster:
         return each
 
     def _valid(self, image: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-        """A pixel is valid unless every band is nodata, or its mask is 0, or any band is NaN or infinite."""
-        valid = mask
-        if self._by_nodata:
-            for band, nodata in zip(image, self._nodata, strict=True):
-                has_data = _differs(band, nodata)
-                valid = has_data if valid is None else np.logical_or(valid, has_data, out=valid)
-        if self._is_float:
-            finite = np.isfinite(image).all(axis=0)
-            valid = finite if valid is None else valid & finite
-        return None if valid is None or valid.all() else valid
+        return valid_pixels(image, mask, self._nodata if self._by_nodata else None)
 
     def _open_file(self) -> DatasetReader:
         return opening.open_dataset(self.info.path, self.info.driver)
@@ -337,50 +378,3 @@ class Raster:
             tolerance=0.001,  # 0 fails in rasterio 1.4.4; an affine is met exactly anyway
             **how,
         )
-
-
-def resampling_factors(info: RasterInfo, gsd: float | None) -> tuple[float, float] | None:
-    """Return new over old pixel size in x and y for a gsd in metres; None where nothing changes.
-
-    Raises:
-        UsageError: not a positive number.
-        SceneError: the scene does not know its metres.
-    """
-    if gsd is None:
-        return None
-    if not math.isfinite(gsd) or gsd <= 0:
-        msg = f"gsd {gsd} is not usable: give metres per pixel, more than 0"
-        raise UsageError(msg)
-    size = info.grid.pixel_size
-    if size is None:
-        msg = f"{info.path} has no CRS in known units, so it cannot be resampled to {gsd:g} m per pixel: leave out gsd"
-        raise SceneError(msg)
-    factors = gsd / size[0], gsd / size[1]
-    return None if all(math.isclose(factor, 1.0, rel_tol=1e-4) for factor in factors) else factors
-
-
-def _resampled_grid(grid: GeoGrid, factors: tuple[float, float], path: Path) -> GeoGrid:
-    # Rounding keeps the centre of every new pixel inside the old raster.
-    width, height = max(1, round(grid.width / factors[0])), max(1, round(grid.height / factors[1]))
-    if width * height > opening.MAX_PIXELS:
-        msg = f"{path} would have {width} x {height} pixels at that size: give a larger gsd"
-        raise SceneError(msg)
-    return grid.resampled(height, width, *factors)
-
-
-def _differs(band: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
-    """Where a band is not nodata; everywhere if its dtype cannot even hold the value."""
-    if nodata is None:
-        return np.ones(band.shape, np.bool_)
-    if np.issubdtype(band.dtype, np.integer):
-        limits = np.iinfo(band.dtype)
-        if not float(nodata).is_integer() or not limits.min <= nodata <= limits.max:
-            return np.ones(band.shape, np.bool_)
-        same: NDArray[np.bool_] = band != band.dtype.type(int(nodata))
-        return same
-    if math.isnan(nodata):
-        numbers: NDArray[np.bool_] = ~np.isnan(band)
-        return numbers
-    with np.errstate(over="ignore"):
-        different: NDArray[np.bool_] = band != band.dtype.type(nodata)
-    return different

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import threading
@@ -15,8 +14,8 @@ from rsgeoseg.contract import Chip
 from rsgeoseg.errors import SceneError, UsageError, WindowError
 from rsgeoseg.geo.area import crop, load_area
 from rsgeoseg.geo.bands import choose_bands
-from rsgeoseg.geo.opening import READ_ERRORS, reason
-from rsgeoseg.geo.raster import Raster, RasterInfo, inspect_raster, resampling_factors
+from rsgeoseg.geo.opening import READ_ERRORS
+from rsgeoseg.geo.raster import inspect_raster
 from rsgeoseg.geo.stretch import Stretch, estimate_stretch, parse_stretch
 from rsgeoseg.geo.tiles import Tile, TileCache, cache_layout
 from rsgeoseg.geo.windows import Box
@@ -29,21 +28,24 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame, GeoSeries
     from numpy.typing import NDArray
     from shapely.geometry.base import BaseGeometry
+    from xarray import DataArray
 
     from rsgeoseg.geo.grid import GeoGrid
+    from rsgeoseg.geo.source import SourceInfo
 
 logger = logging.getLogger(__name__)
 
 ValueRange = Literal["uint8", "raw"]
 
-_HASHED_BYTES = 64 << 10
+_READ_ERRORS = (*READ_ERRORS, OSError, RuntimeError)
+"""What files raise, and what lazy arrays may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneOptions:
     """How a scene is opened: all that is needed to open it again."""
 
-    source: str | os.PathLike[str]
+    source: str | os.PathLike[str] | DataArray
     bands: tuple[int, ...] | None = None
     stretch: str = "auto"
     gsd: float | None = None
@@ -70,12 +72,12 @@ class Scene:
             raise UsageError(msg)
         self._options = options
         self._rule = parse_stretch(options.stretch)
-        self._info: RasterInfo = inspect_raster(options.source)
+        self._info = inspect_source(options.source)
         self.band_indexes: tuple[int, ...] = choose_bands(self._info, options.bands, options.band_count)
         """Band numbers from 1, as read."""
         unique = tuple(dict.fromkeys(self.band_indexes))
         self._order = tuple(unique.index(band) for band in self.band_indexes)
-        self._raster = Raster(self._info, unique, resampling_factors(self._info, options.gsd))
+        self._raster = self._info.reader(unique, options.gsd)
         self.aoi_geometry: BaseGeometry | None = None
         """The area of interest in the scene's CRS."""
         if options.aoi is not None:
@@ -91,7 +93,7 @@ class Scene:
     @classmethod
     def open(
         cls,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | DataArray,
         *,
         bands: Sequence[int] | None = None,
         stretch: str = "auto",
@@ -101,10 +103,11 @@ class Scene:
         value_range: ValueRange = "uint8",
         band_count: int = 3,
     ) -> Scene:
-        """Open a raster file; no pixel is read.
+        """Open a raster; no pixel is read.
 
         Args:
-            source: path of a GeoTIFF or COG (.tif .tiff), VRT, JPEG 2000 (.jp2), PNG or JPEG (with a world file).
+            source: path of a GeoTIFF or COG (.tif .tiff), VRT, JPEG 2000 (.jp2), PNG or JPEG (with a world file); or an
+                xarray ``DataArray``, in memory or lazy.
             bands: band numbers from 1, as many as the model takes; None = a sensible choice, see ``choose_bands``.
             stretch: ``auto``, ``none``, ``percentile:2,98`` or ``minmax:0,3000``.
             gsd: resample to so many metres per pixel on the ground, along rows and columns; None = as in the file.
@@ -131,14 +134,19 @@ class Scene:
         )
 
     @property
-    def path(self) -> Path:
-        """Absolute path of the file."""
-        return self._info.path
+    def path(self) -> Path | None:
+        """Absolute path, where the scene is a file of this machine."""
+        return self._info.file
+
+    @property
+    def location(self) -> str:
+        """Where the scene is: an absolute path, a URL without its secrets, or the name of an array."""
+        return self._info.location
 
     @property
     def name(self) -> str:
-        """File name without its folder."""
-        return self._info.path.name
+        """File name without its folder, or the name of an array."""
+        return self._info.name
 
     @property
     def source_grid(self) -> GeoGrid:
@@ -207,8 +215,10 @@ class Scene:
             return self.read(whole)
         try:
             raw, raw_valid = self._raster.read_decimated(self._crop, rows, cols)
-        except READ_ERRORS as error:
-            msg = f"{self.path} cannot be read for an overview: {reason(error, self.path)}; check that it is complete"
+        except _READ_ERRORS as error:
+            msg = (
+                f"{self.location} cannot be read for an overview: {self._info.reason(error)}; check that it is complete"
+            )
             raise SceneError(msg) from error
         image, valid = self._finish(raw, raw_valid)
         inside = None if self._area is None else self._area.valid(whole, (rows, cols))
@@ -220,17 +230,8 @@ class Scene:
         return Chip(image=shown, valid=seen, gsd=None if self._gsd is None else self._gsd * factor)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return size, modification time and a hash of the file's ends, which for a VRT covers its sources' too."""
-        digest = hashlib.sha256()
-        status = self.path.stat()
-        with self.path.open("rb") as file:
-            digest.update(file.read(_HASHED_BYTES))
-            file.seek(max(0, status.st_size - _HASHED_BYTES))
-            digest.update(file.read(_HASHED_BYTES))
-        for source in self._info.sources:
-            other = source.stat()
-            digest.update(f"{source}\0{other.st_size}\0{other.st_mtime_ns}\n".encode())
-        return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256_ends": digest.hexdigest()}
+        """Return JSON values that change when the scene does: for files size, modification time and a hash of the ends."""
+        return self._info.fingerprint()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values that describe the scene, for the run record and ``info``; reads no pixel."""
@@ -238,7 +239,7 @@ class Scene:
         nodata = self.nodata
         aoi = options.aoi
         return {
-            "path": str(self.path),
+            "path": self.location,
             "driver": self._info.driver,
             "width": grid.width,
             "height": grid.height,
@@ -251,6 +252,7 @@ class Scene:
             "file_affine": list(source.affine)[:6],
             "file_gsd_m": source.gsd,
             "file_bands": self._info.count,
+            **({"band_names": list(self._info.band_names)} if self._info.band_names else {}),
             "bands": list(self.band_indexes),
             "dtype": str(self.dtype),
             "nodata": nodata if nodata is None or math.isfinite(nodata) else str(nodata),
@@ -283,8 +285,7 @@ class Scene:
         self.close()
 
     def __reduce__(self) -> tuple[type[Scene], tuple[SceneOptions, Stretch | None]]:
-        # The absolute path, because another process may stand in another folder.
-        return Scene, (replace(self._options, source=str(self.path)), self._stretch)
+        return Scene, (replace(self._options, source=self._info.recipe), self._stretch)
 
     def __repr__(self) -> str:
         return f"<Scene {self.name} {self.grid.width} x {self.grid.height} bands {self.band_indexes}>"
@@ -296,9 +297,9 @@ class Scene:
                 if rule.kind == "percentile":
                     try:
                         sample, valid = self._raster.sample()
-                    except READ_ERRORS as error:
-                        why = reason(error, self.path)
-                        msg = f"{self.path} cannot be read to find its stretch: {why}; give minmax:LOW,HIGH"
+                    except _READ_ERRORS as error:
+                        why = self._info.reason(error)
+                        msg = f"{self.location} cannot be read to find its stretch: {why}; give minmax:LOW,HIGH"
                         raise SceneError(msg) from error
                 else:
                     sample, valid = np.zeros((len(self._raster.bands), 1, 1), self.dtype), None
@@ -341,7 +342,7 @@ class Scene:
         """Copy a box of the whole raster together from tiles."""
         try:
             parts = list(self._tiles.tiles(box))
-        except READ_ERRORS:
+        except _READ_ERRORS:
             # A tile holds several blocks: the window may need only good ones.
             parts = [(box, self._load_window(box, asked))]
         image = np.empty((len(self._order), box.height, box.width), self._out_dtype)
@@ -360,10 +361,10 @@ class Scene:
     def _load_window(self, box: Box, asked: Box) -> Tile:
         try:
             return self._load_tile(box)
-        except READ_ERRORS as error:
+        except _READ_ERRORS as error:
             place = f"x {asked.x0}-{asked.x1}, y {asked.y0}-{asked.y1}"
-            why = reason(error, self.path)
-            msg = f"{self.path}: window {place} cannot be read: {why}; check that the file is complete"
+            why = self._info.reason(error)
+            msg = f"{self.location}: window {place} cannot be read: {why}; check that the file is complete"
             raise WindowError(msg) from error
 
     @property
@@ -375,3 +376,20 @@ class Scene:
     def _empty_chip(self, height: int, width: int) -> Chip:
         image = np.zeros((len(self._order), height, width), self._out_dtype)
         return Chip(image=image, valid=np.zeros((height, width), np.bool_), gsd=self._gsd)
+
+
+def inspect_source(source: str | os.PathLike[str] | DataArray) -> SourceInfo:
+    """Check what a scene is to be made of; read no pixel.
+
+    Raises:
+        SceneError: anything that makes it unusable.
+    """
+    kind = type(source).__module__.partition(".")[0]
+    if kind == "xarray":
+        if type(source).__name__ != "DataArray":
+            msg = f'an xarray {type(source).__name__} is no scene: pick a variable, data["NAME"], or data.to_array("band")'
+            raise SceneError(msg)
+        from rsgeoseg.geo.arrays import inspect_array  # noqa: PLC0415  (xarray takes a second to import)
+
+        return inspect_array(source)  # type: ignore[arg-type]
+    return inspect_raster(source)  # type: ignore[arg-type]

@@ -70,14 +70,21 @@ def run(
     opened = scene if isinstance(scene, Scene) else None
     if opened is not None:
         _check_open_scene(options)
+    array = opened is None and not isinstance(scene, str | os.PathLike)
     job = RunJob(
-        scene=str(opened.path) if opened is not None else os.fspath(scene),  # type: ignore[arg-type]
+        scene=opened.location if opened is not None else "DataArray" if array else os.fspath(scene),  # type: ignore[arg-type]
         model=model if isinstance(model, str) else model.spec.name,
         output=None if output is None else os.fspath(output),
         **options,  # type: ignore[arg-type]
     )
     segmenter = None if isinstance(model, str) else model
-    return run_job(job, on_event=progress, cancel=cancel, segmenter=segmenter, scene=opened)
+    return run_job(
+        job,
+        on_event=progress,
+        cancel=cancel,
+        segmenter=segmenter,
+        scene=scene if array else opened,  # type: ignore[arg-type]
+    )
 
 
 def run_job(
@@ -86,7 +93,7 @@ def run_job(
     on_event: Callable[[Event], None] | None = None,
     cancel: threading.Event | None = None,
     segmenter: Segmenter | None = None,
-    scene: Scene | None = None,
+    scene: Scene | DataArray | None = None,
 ) -> GeoDataFrame:
     """Do a job.
 
@@ -95,7 +102,7 @@ def run_job(
         on_event: told of every event.
         cancel: set it from another thread to stop.
         segmenter: a loaded model to use instead of loading ``job.model``.
-        scene: an open scene to use instead of opening ``job.scene``; it stays open.
+        scene: an open scene (it stays open) or a ``DataArray`` to use instead of opening ``job.scene``.
 
     Returns:
         As ``run``.
@@ -103,7 +110,9 @@ def run_job(
     Raises:
         RsGeoSegError: as ``run``.
     """
-    check_job(job)
+    if scene is None:
+        check_scene(job)
+    check_job_output(job)
     model = segmenter or load_segmenter(job)
     load = loader(job, segmenter)
     with _finished(job, model, load, on_event=on_event, cancel=cancel, scene=scene) as done:
@@ -170,7 +179,7 @@ def _finished(
     *,
     on_event: Callable[[Event], None] | None,
     cancel: threading.Event | None,
-    scene: Scene | None = None,
+    scene: Scene | DataArray | None = None,
 ) -> Iterator[Delivered]:
     """Do a job; its parts are there until the block ends."""
     start = time.perf_counter()
@@ -279,8 +288,26 @@ def check_job(job: RunJob) -> None:
         SceneError: there is no such file.
         OutputError: it exists, its folder is missing or read-only, or no format goes with its name.
     """
+    check_scene(job)
+    check_job_output(job)
+
+
+def check_scene(job: RunJob) -> None:
+    """Refuse a scene that is missing.
+
+    Raises:
+        SceneError: there is no such file.
+    """
     if not Path(job.scene).exists():
         Scene.open(job.scene).close()  # says what is wrong with it
+
+
+def check_job_output(job: RunJob) -> None:
+    """Refuse an output that could not be written.
+
+    Raises:
+        OutputError: it exists, its folder is missing or read-only, or no format goes with its name.
+    """
     if job.output is not None:
         check_output(Path(job.output), overwrite=job.overwrite or job.resume, format=job.format)
 
@@ -305,12 +332,12 @@ def _delivery(job: RunJob, budget: Budget | None) -> Delivery:
 
 
 @contextmanager
-def _opened(job: RunJob, spec: ModelSpec, scene: Scene | None) -> Iterator[Scene]:
-    if scene is not None:
+def _opened(job: RunJob, spec: ModelSpec, scene: Scene | DataArray | None) -> Iterator[Scene]:
+    if isinstance(scene, Scene):
         yield scene
         return
     with Scene.open(
-        job.scene,
+        job.scene if scene is None else scene,
         bands=job.bands,
         stretch=job.stretch,
         gsd=job.gsd,

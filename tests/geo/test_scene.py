@@ -254,8 +254,8 @@ def test_16_bit_stretch_is_one_mapping_for_every_window(tmp_path):
 
 
 def test_stretch_of_a_large_scene_without_overviews_decodes_little_and_is_close(tmp_path, monkeypatch):
-    monkeypatch.setattr("rsgeoseg.geo.raster._WHOLE_SAMPLE_PIXELS", 1000)
-    monkeypatch.setattr("rsgeoseg.geo.raster._LATTICE_SIDE", 8)
+    monkeypatch.setattr("rsgeoseg.geo.raster.WHOLE_SAMPLE_PIXELS", 1000)
+    monkeypatch.setattr("rsgeoseg.geo.source._LATTICE_SIDE", 8)
     image = noise(3, 400, 500, "uint16")
     path = write(tmp_path / "a.tif", image, **tiled())
     with Scene.open(path) as scene:
