@@ -9,6 +9,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from rsgeoseg.errors import OutputError
+from rsgeoseg.geo.frame import SCHEMA
 from rsgeoseg.geo.rasterize import draw_masks, pixel_boxes, to_pixels
 from rsgeoseg.geo.windows import Box
 
@@ -19,29 +20,31 @@ if TYPE_CHECKING:
     import geopandas as gpd
     from numpy.typing import NDArray
 
+    from rsgeoseg.geo.batches import Batches
     from rsgeoseg.geo.grid import GeoGrid
 
 _LARGEST = 2**32 - 1
 """Pixels of the largest scene: COCO's run lengths are 32-bit."""
 
 
-def write_coco(
-    frame: gpd.GeoDataFrame, path: Path, grid: GeoGrid, *, classes: Sequence[str] | None, scene_name: str
-) -> None:
-    """Write a COCO file: one image (the scene), a category per class, an annotation per row.
+def write_coco(batches: Batches, path: Path, grid: GeoGrid, *, classes: Sequence[str] | None, scene_name: str) -> int:
+    """Write a COCO file: one image (the scene), a category per class, an annotation per row and line.
 
     ``category_id`` is ``class_id + 1``, as COCO counts from 1. ``area`` and ``bbox`` are in pixels. The image entry
-    also says where the scene lies: ``crs`` (WKT) and ``affine`` (a b c d e f).
+    also says where the scene lies: ``crs`` (WKT) and ``affine`` (a b c d e f). Columns beyond those of `SCHEMA` become
+    entries of the annotations. One batch at a time is in memory.
+
+    Returns:
+        Annotations that can be read back.
 
     Raises:
         OutputError: the scene has more pixels than COCO's run lengths can count.
-        OSError: the file cannot be written, or not all annotations can be read back.
+        OSError: the file cannot be written, or not read back.
+        Exception: what making a batch raised.
     """
     if grid.height * grid.width > _LARGEST:
         msg = f"cannot write {path.name}: a scene of {grid.width} x {grid.height} is too large for COCO; use .gpkg"
         raise OutputError(msg)
-    names = dict(enumerate(classes)) if classes is not None else {}
-    names |= dict(zip(frame["class_id"].tolist(), frame["class_name"].tolist(), strict=True))
     image = {
         "id": 1,
         "file_name": scene_name,
@@ -50,20 +53,51 @@ def write_coco(
         "crs": None if grid.crs is None else grid.crs.to_wkt(),
         "affine": list(grid.affine)[:6],
     }
-    content = {
+    about = {
         "info": {"description": f"objects of {scene_name}", "version": "1.0"},
         "licenses": [],
         "images": [image],
-        "categories": [{"id": index + 1, "name": names[index]} for index in sorted(names)],
-        "annotations": _annotations(frame, grid),
     }
+    names = dict(enumerate(classes)) if classes is not None else {}
     with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, allow_nan=False)
-    with path.open(encoding="utf-8") as file:
-        rows = len(json.load(file)["annotations"])
-    if rows != len(frame):
-        msg = f"only {rows} of {len(frame)} objects could be read back"
-        raise OSError(msg)
+        file.write(_json(about).removesuffix("}") + ', "annotations": [')
+        separator = "\n"
+        for frame in batches:
+            names |= dict(zip(frame["class_id"].tolist(), frame["class_name"].tolist(), strict=True))
+            for annotation in _annotations(frame, grid):
+                file.write(separator + _json(annotation))
+                separator = ",\n"
+        categories = [{"id": index + 1, "name": names[index]} for index in sorted(names)]
+        file.write(f'\n], "categories": {_json(categories)}}}\n')
+    return _count(path)
+
+
+def _json(content: object) -> str:
+    """JSON in one line."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False)
+
+
+def _count(path: Path) -> int:
+    """Parse a file of `write_coco` line by line; how many annotations it has.
+
+    Raises:
+        OSError: it is not whole.
+    """
+    rows, around = 0, ""
+    try:
+        with path.open(encoding="utf-8") as file:
+            around = next(file, "")
+            for line in file:
+                if line.startswith("]"):
+                    around += line
+                else:
+                    rows += 1
+                    json.loads(line.rstrip(",\n"))
+        json.loads(around)
+    except ValueError as error:
+        msg = f"what was written cannot be read back: {error}"
+        raise OSError(msg) from error
+    return rows
 
 
 def run_lengths(mask: NDArray[np.bool_], x0: int, y0: int, height: int, width: int) -> dict[str, Any]:
@@ -97,11 +131,12 @@ def run_lengths(mask: NDArray[np.bool_], x0: int, y0: int, height: int, width: i
 
 
 def _annotations(frame: gpd.GeoDataFrame, grid: GeoGrid) -> list[dict[str, Any]]:
-    """All annotations, in the order of the rows."""
+    """Annotations of a batch, in the order of its rows."""
     pixels = to_pixels(frame, grid)
     boxes = pixel_boxes(pixels, Box(0, 0, grid.width, grid.height))
     found: list[dict[str, Any]] = [{}] * len(frame)
     ids, classes, scores = (frame[name].tolist() for name in ("id", "class_id", "score"))
+    further = {name: frame[name].tolist() for name in frame if name not in SCHEMA and name != frame.geometry.name}
     for index, mask in draw_masks(pixels, boxes):
         x0, y0 = boxes[index].x0, boxes[index].y0
         rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -117,5 +152,5 @@ def _annotations(frame: gpd.GeoDataFrame, grid: GeoGrid) -> list[dict[str, Any]]
             "iscrowd": 0,
             "score": round(scores[index], 6),
             "segmentation": run_lengths(mask, x0, y0, grid.height, grid.width),
-        }
+        } | {name: values[index] for name, values in further.items()}
     return found

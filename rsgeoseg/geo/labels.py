@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ import shapely
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as RasterWindow
 
+from rsgeoseg.errors import OutputError
 from rsgeoseg.geo.rasterize import draw_masks, pixel_boxes, to_pixels
 from rsgeoseg.geo.windows import Box
 
@@ -19,35 +21,42 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import geopandas as gpd
     from numpy.typing import NDArray
 
+    from rsgeoseg.geo.batches import Batches
     from rsgeoseg.geo.grid import GeoGrid
 
 _BLOCK = 512
 _WINDOW = 2 * _BLOCK
 _CACHE_BYTES = 64 * 2**20
 """GDAL's own block cache: its default grows with the machine."""
+_LARGEST = 2**31 - 1
+"""The largest id of an int32 raster."""
+_Place = tuple[int, int]
+"""Upper row and left column of a window."""
 
 
-def write_labels(frame: gpd.GeoDataFrame, path: Path, grid: GeoGrid) -> None:
-    """Draw the objects on their scene's grid, window by window, into a COG of int32 ids.
+def write_labels(batches: Batches, path: Path, grid: GeoGrid) -> None:
+    """Draw the objects on their scene's grid, batch by batch and window by window, into a COG of int32 ids.
 
     Background is 0 and marked as nodata. Where objects overlap, the one with the larger id is on top. Overviews keep
-    ids (nearest neighbour). Memory is that of one window and GDAL's cache, whatever the size of the scene.
+    ids (nearest neighbour). Memory is that of one batch, one window and GDAL's cache, whatever the size of the scene;
+    a draft of the raster lies beside it on the disk meanwhile.
 
     Raises:
-        OSError: the file cannot be written, or the objects drawn cannot all be read back.
+        OutputError: an id is too large for the raster.
+        OSError: the file cannot be written, or does not read back as it was drawn.
+        Exception: what making a batch raised.
     """
-    working = path.with_name(path.name + ".draft")
+    draft = path.with_name(path.name + ".draft")
     with (
         warnings.catch_warnings(),
         rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
     ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a scene without a CRS has none to give
-        drawn = _draw(frame, working, grid)
+        drawn = _draw(batches, draft, grid)
         rasterio.shutil.copy(
-            working,
+            draft,
             path,
             driver="COG",
             COMPRESS="DEFLATE",
@@ -55,19 +64,17 @@ def write_labels(frame: gpd.GeoDataFrame, path: Path, grid: GeoGrid) -> None:
             OVERVIEW_RESAMPLING="NEAREST",
             BIGTIFF="IF_SAFER",
         )
-        working.unlink()
-        found = _ids(path, len(drawn))
-    if not np.array_equal(drawn, found):
-        msg = f"only {np.count_nonzero(drawn & found)} of {np.count_nonzero(drawn)} objects could be read back"
+        draft.unlink()
+        found = _read(path)
+    if drawn != found:
+        wrong = sum(drawn.get(place) != found.get(place) for place in drawn | found)
+        msg = f"{wrong} of {len(drawn | found)} parts of the raster could not be read back as they were drawn"
         raise OSError(msg)
 
 
-def _draw(frame: gpd.GeoDataFrame, path: Path, grid: GeoGrid) -> NDArray[np.bool_]:
-    """Draw into a tiled GeoTIFF; which ids (index) have a pixel."""
-    pixels = to_pixels(frame, grid)
-    ids = frame["id"].to_numpy()
-    tree = shapely.STRtree(pixels)
-    drawn = np.zeros(int(ids.max(initial=0)) + 1, bool)
+def _draw(batches: Batches, path: Path, grid: GeoGrid) -> dict[_Place, int]:
+    """Draw into a tiled GeoTIFF; checksums of the windows that have objects."""
+    drawn: dict[_Place, int] = {}
     profile = {
         "driver": "GTiff",
         "height": grid.height,
@@ -85,32 +92,55 @@ def _draw(frame: gpd.GeoDataFrame, path: Path, grid: GeoGrid) -> NDArray[np.bool
         "sparse_ok": True,
         "bigtiff": "if_safer",
     }
-    with rasterio.open(path, "w", **profile) as target:
-        for window in _windows(grid.height, grid.width):
-            x0, y0, width, height = window.col_off, window.row_off, window.width, window.height
-            inside = tree.query(shapely.box(x0, y0, x0 + width, y0 + height))
-            if not len(inside):
-                continue
-            inside = inside[np.argsort(ids[inside], kind="stable")]
-            boxes = pixel_boxes(pixels[inside], Box(x0, y0, x0 + width, y0 + height))
-            masks = dict(draw_masks(pixels[inside], boxes))
-            burnt = np.zeros((height, width), np.int32)
-            for index, box in enumerate(boxes):
-                burnt[box.shifted(-x0, -y0).as_slices()][masks[index]] = ids[inside[index]]
-            drawn[np.unique(burnt)] = True
-            target.write(burnt, 1, window=window)
-    drawn[0] = False
+    with rasterio.open(path, "w+", **profile) as target:
+        for frame in batches:
+            ids = frame["id"].to_numpy()
+            if ids.max(initial=0) > _LARGEST:
+                msg = f"cannot write {path.stem}: object {ids.max()} is beyond the largest id of a raster; use .gpkg"
+                raise OutputError(msg)
+            pixels = to_pixels(frame, grid)
+            tree = shapely.STRtree(pixels)
+            for window in _windows(grid.height, grid.width):
+                inside = tree.query(shapely.box(*_corners(window)))
+                if not len(inside):
+                    continue
+                burnt = _burn(pixels[inside], ids[inside], window)
+                place = (window.row_off, window.col_off)
+                if place in drawn:
+                    np.maximum(burnt, target.read(1, window=window), out=burnt)
+                if burnt.any():
+                    target.write(burnt, 1, window=window)
+                    drawn[place] = zlib.crc32(burnt.data)
     return drawn
 
 
-def _ids(path: Path, count: int) -> NDArray[np.bool_]:
-    """Read a label raster; which of the ids below ``count`` have a pixel."""
-    found = np.zeros(count, bool)
+def _burn(pixels: NDArray[np.object_], ids: NDArray[np.int64], window: RasterWindow) -> NDArray[np.int32]:
+    """(height, width) ids of the objects in a window, the largest on top."""
+    order = np.argsort(ids, kind="stable")
+    pixels, ids = pixels[order], ids[order]
+    burnt = np.zeros((window.height, window.width), np.int32)
+    within = Box(*_corners(window))
+    boxes = pixel_boxes(pixels, within)
+    masks = dict(draw_masks(pixels, boxes))
+    for index, box in enumerate(boxes):
+        burnt[box.shifted(-within.x0, -within.y0).as_slices()][masks[index]] = ids[index]
+    return burnt
+
+
+def _read(path: Path) -> dict[_Place, int]:
+    """Checksums of the windows of a label raster that have objects."""
+    found: dict[_Place, int] = {}
     with rasterio.open(path, driver="GTiff") as source:
         for window in _windows(source.height, source.width):
-            present = np.unique(source.read(1, window=window))
-            found[present[(present > 0) & (present < count)]] = True
+            labels = source.read(1, window=window)
+            if labels.any():
+                found[window.row_off, window.col_off] = zlib.crc32(labels.data)
     return found
+
+
+def _corners(window: RasterWindow) -> tuple[int, int, int, int]:
+    """x0 y0 x1 y1 of a window, half-open."""
+    return window.col_off, window.row_off, window.col_off + window.width, window.row_off + window.height
 
 
 def _windows(height: int, width: int) -> Iterator[RasterWindow]:

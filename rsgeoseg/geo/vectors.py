@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
+    from numpy.typing import NDArray
+
     from rsgeoseg.geo.formats import Format
 
 _MAGIC: Mapping[str, tuple[bytes, ...]] = {
@@ -54,8 +56,8 @@ def load_frame(path: str | PathLike[str]) -> gpd.GeoDataFrame:
     except OutputError as error:
         msg = f"cannot read {path}: not a vector format; give .gpkg, .geojson, .fgb, .shp or .parquet"
         raise UsageError(msg) from error
-    if entry.on_grid:
-        msg = f"cannot read {path}: a {entry.title} holds no polygons; give .gpkg, .geojson, .fgb, .shp or .parquet"
+    if entry.name not in _MAGIC:
+        msg = f"cannot read {path}: a {entry.title} has no whole polygons; give .gpkg, .geojson, .fgb, .shp or .parquet"
         raise UsageError(msg)
     try:
         _check_magic(path, entry)
@@ -72,11 +74,12 @@ def load_frame(path: str | PathLike[str]) -> gpd.GeoDataFrame:
 
 def count_rows(path: Path, entry: Format) -> int:
     """Count geometries by reading every one: a file's header may promise more than it holds."""
-    if entry.name == "pmtiles":  # an object lies in every tile that it touches
-        return int(pyogrio.read_dataframe(path, columns=["id"], read_geometry=False)["id"].nunique())
-    if entry.name == "parquet":
-        batches = pq.ParquetFile(path).iter_batches(columns=["geometry"])
-        return sum(batch.num_rows - batch.column(0).null_count for batch in batches)
+    if entry.name == "parquet":  # its footer, written last, vouches for what is before it
+        about = pq.read_metadata(path)
+        column = pq.read_schema(path).names.index("geometry")
+        groups = (about.row_group(number) for number in range(about.num_row_groups))
+        nulls = sum(group.column(column).statistics.null_count for group in groups if group.num_rows)
+        return int(pq.read_table(path, columns=["id"]).num_rows - nulls)
     with pyogrio.open_arrow(path, columns=[], use_pyarrow=True, batch_size=_ROWS) as (meta, reader):
         name = meta["geometry_name"] or "wkb_geometry"
         return sum(batch.num_rows - batch.column(name).null_count for batch in reader)

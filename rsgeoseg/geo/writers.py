@@ -7,16 +7,17 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import shapely
 
 from rsgeoseg.errors import UsageError
+from rsgeoseg.geo.batches import Batches
 from rsgeoseg.geo.coco import write_coco
 from rsgeoseg.geo.commit import check_target, staged
 from rsgeoseg.geo.formats import FORMATS, Format, extension_of, find_format
 from rsgeoseg.geo.labels import write_labels
 from rsgeoseg.geo.record import record_path, to_jsonable, write_record
 from rsgeoseg.geo.vector_stream import SHAPEFILE_NAMES, write_vectors
+from rsgeoseg.geo.vector_tiles import check_tiles, count_tiled
 from rsgeoseg.geo.vectors import count_rows, load_frame
 
 if TYPE_CHECKING:
@@ -126,26 +127,27 @@ def write_batches(
     classes: Sequence[str] | None = None,
     scene_name: str = "scene",
 ) -> None:
-    """Write a table that comes in batches to a file; vector formats hold no more than two batches in memory.
+    """Write a table that comes in batches to a file; about two batches are in memory at once.
 
-    The file appears at its name whole and read back, or not at all; an existing file survives a failure. COCO files
-    and label rasters are made of the whole table.
+    The file appears at its name whole and read back, or not at all; an existing file survives a failure.
 
     Args:
-        batches: frames with the same columns and CRS, at least one (which may have no rows), in order, with their ids.
+        batches: frames with the same columns (those of `SCHEMA` and any others) and CRS, in order, with their ids. How
+            the table is cut does not matter to the file; an empty table needs one frame to have a CRS.
         path: the output.
         rows: of all batches together.
         vertices: about how many vertices they have, to foresee a full disk.
         overwrite: whether an existing file may be replaced.
         format: a format's name; None takes the extension.
-        grid: the scene's pixels; COCO and label rasters need it, and draw the polygons on it.
+        grid: the scene's pixels; COCO and label rasters need it, and draw the polygons on it. Vector tiles are as
+            detailed as it is.
         classes: all class names, for COCO's categories; None takes those that occur.
         scene_name: file name of the image, for COCO.
 
     Raises:
         UsageError: a format in pixels without a ``grid``.
         OutputError: as `check_output`, or the write failed; one line.
-        Exception: what making a batch raised; nothing is left then.
+        Exception: what making a batch raised, as it was.
     """
     path = Path(path)
     entry = find_format(path, format)
@@ -154,19 +156,26 @@ def write_batches(
         raise UsageError(msg)
     need = needed_bytes(entry, rows, vertices)
     check_target(path, overwrite=overwrite, parts=entry.parts, need=need)
-    with staged(path, overwrite=overwrite, parts=entry.parts, leftovers=entry.leftovers, need=need) as temporary:
-        if entry.on_grid and grid is not None:
-            frame = pd.concat(list(batches), ignore_index=True)
-            if entry.name == "coco":
-                write_coco(frame, temporary, grid, classes=classes, scene_name=scene_name)
-            else:
-                write_labels(frame, temporary, grid)
+    table = Batches(batches, BATCH_ROWS)
+    if entry.name == "pmtiles":
+        check_tiles(path, rows, has_crs=table.first.crs is not None)
+    with (
+        table.raising_as_it_was(),
+        staged(path, overwrite=overwrite, parts=entry.parts, leftovers=entry.leftovers, need=need) as temporary,
+    ):
+        if entry.name == "coco" and grid is not None:
+            found = write_coco(table, temporary, grid, classes=classes, scene_name=scene_name)
+        elif entry.name == "tif" and grid is not None:
+            write_labels(table, temporary, grid)
+            found = table.rows
         else:
-            written = write_vectors(batches, temporary, entry)
-            found = count_rows(temporary, entry)
-            if not written == rows == found:
-                msg = f"only {found} of {rows} objects could be read back"
-                raise OSError(msg)
+            write_vectors(table, temporary, entry, gsd=None if grid is None else grid.gsd)
+            found = count_tiled(temporary, rows) if entry.name == "pmtiles" else count_rows(temporary, entry)
+        if table.failure is not None:  # and nobody said so
+            raise table.failure
+        if not found == table.rows == rows:
+            msg = f"only {min(found, table.rows)} of {rows} objects could be read back"
+            raise OSError(msg)
     logger.info("wrote %d objects to %s", rows, path)
 
 
