@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096, help="side of the scenes, pixels")
     parser.add_argument("--chip", type=int, default=1024)
     parser.add_argument("--overlap", type=int, default=128)
-    parser.add_argument("--seeds", type=int, default=5, help="number of scenes")
+    parser.add_argument("--seeds", type=int, default=5, help="number of scenes; 0 = the crowd alone")
     parser.add_argument("--crowd", type=int, nargs="*", default=[25_000, 100_000], help="border objects")
     parser.add_argument("--crowd-chip", type=int, default=512)
     parser.add_argument("--crowd-overlap", type=int, default=128)
@@ -125,17 +125,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rows = compare(args, Path(scratch))
         crowds = crowd(args, Path(scratch))
-    print_table(rows)
-    ours = [result for _, result in rows[OURS] if result is not None]
-    line = f"stitching: {100 * np.mean([_share(ours, kind) for kind in KINDS]):.1f} % recovered"
+    figures = []
+    if rows:
+        print_table(rows)
+        ours = [result for _, result in rows[OURS] if result is not None]
+        figures.append(f"{100 * np.mean([_share(ours, kind) for kind in KINDS]):.1f} % recovered")
     if crowds:
         (few, first), (many, last) = crowds[0], crowds[-1]
         time, memory = last.on(args.clock) / first.on(args.clock), last.megabytes / first.megabytes
-        line += (
-            f"; {many} border objects in {last.on(args.clock):.2f} s (bar 10); {many / few:.1f} x the objects cost "
+        figures.append(
+            f"{many} border objects in {last.on(args.clock):.2f} s (bar 10); {many / few:.1f} x the objects cost "
             f"{time:.2f} x the time (bar 4.6), {memory:.2f} x the memory (bar 4.2)"
         )
-    print(line)
+    print("stitching: " + "; ".join(figures))
 
 
 if __name__ == "__main__":
