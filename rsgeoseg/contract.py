@@ -23,6 +23,21 @@ class OutOfMemory(MemoryError):  # noqa: N818  (named for what it is, as the bui
     """A segmenter ran out of device memory on a batch; the engine halves the batch and tries again."""
 
 
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "allocation_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out, of the device or of the machine.
+
+    Frameworks have no common type for it: torch raises ``OutOfMemoryError`` from its own allocator on CUDA, but a plain
+    RuntimeError from its CPU allocator, from MPS, from the CUDA driver, and where cuBLAS or cuDNN get no workspace
+    (``CUBLAS_STATUS_ALLOC_FAILED``, ``CUDNN_STATUS_ALLOC_FAILED``, since cuDNN 9 ``..._DEVICE_ALLOCATION_FAILED``).
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MEMORY_WORDS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chip:
     """A window of a scene, as a model sees it."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from rsgeoseg.contract import Chip, Instances, ModelSpec, OutOfMemory, Prompts
+from rsgeoseg.backbones.transfer import pixels_of, release_memory, stacked, valid_of
+from rsgeoseg.contract import Chip, Instances, ModelSpec, OutOfMemory, Prompts, is_out_of_memory
 from rsgeoseg.errors import PromptError
 
 if TYPE_CHECKING:
@@ -63,12 +65,29 @@ def segment_alike(
         try:
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 results = forward([chips[i] for i in indices])
-        except torch.OutOfMemoryError as error:
-            msg = f"{len(indices)} chips of {shape} do not fit {device}"
-            raise OutOfMemory(msg) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(error, f"{len(indices)} chips of {shape} do not fit", device) from None
         for index, instances in zip(indices, results, strict=True):
             found[index] = instances
     return found
+
+
+def out_of_memory(error: BaseException, what: str, device: torch.device) -> OutOfMemory:
+    """Name a framework's error as the contract does, and free what the failed attempt held.
+
+    The error's frames hold the tensors of the attempt, and would as long as anybody keeps the error.
+
+    Args:
+        error: which ``is_out_of_memory``.
+        what: did not fit.
+        device: where.
+    """
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    traceback.clear_frames(error.__traceback__)
+    release_memory(device)
+    return OutOfMemory(f"{what} {device}: {reason}")
 
 
 def normalise(images: Tensor, spec: EncoderSpec) -> Tensor:
@@ -81,8 +100,7 @@ def normalise(images: Tensor, spec: EncoderSpec) -> Tensor:
     Returns:
         (B, 3, H, W) float32.
     """
-    mean = torch.tensor(spec.mean, device=images.device)[:, None, None]
-    std = torch.tensor(spec.std, device=images.device)[:, None, None]
+    mean, std = (stacked([np.array(row, np.float32)], images.device)[0][:, None, None] for row in (spec.mean, spec.std))
     return (images.float() - mean) / std
 
 
@@ -98,9 +116,9 @@ def images_of(chips: Sequence[Chip], spec: EncoderSpec, device: torch.device) ->
         (B, 3, H, W) float32, normalised, padded below and to the right with zeros (the mean, as pixels without data
         are): to ``spec.image_size`` where the encoder has a fixed size, else to a multiple of 64.
     """
-    pixels = torch.from_numpy(np.stack([chip.image for chip in chips])).to(device)
-    valid = torch.from_numpy(np.stack([chip.valid for chip in chips])).to(device)
-    normed = normalise(pixels, spec) * valid.unsqueeze(1)
+    normed, valid = normalise(pixels_of(chips, device), spec), valid_of(chips, device)
+    if valid is not None:
+        normed = normed * valid
     h, w = normed.shape[-2:]
     if spec.fixed_size:
         return F.pad(normed, (0, spec.image_size - w, 0, spec.image_size - h))

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
-import torch
 
 from rsgeoseg.backbones.chips import normalise
+from rsgeoseg.backbones.transfer import stacked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -79,8 +80,8 @@ def fit_images(chips: Sequence[Chip], spec: EncoderSpec, fit: Fit, device: torch
         (B, 3, side, side) float32, normalised.
     """
     h, w = fit.resized
-    resized = np.stack([cv2.resize(_pixels(chip, spec, fit), (w, h)).reshape(h, w, -1) for chip in chips])
-    normed = normalise(torch.from_numpy(resized).to(device).permute(0, 3, 1, 2), spec)
+    resized = [cv2.resize(_pixels(chip, spec, fit), (w, h)).reshape(h, w, -1) for chip in chips]
+    normed = normalise(stacked(resized, device).permute(0, 3, 1, 2), spec)
     square = normed.new_zeros((len(chips), normed.shape[1], fit.side, fit.side))
     square[..., :h, :w] = normed
     return square

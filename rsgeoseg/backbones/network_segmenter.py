@@ -10,6 +10,7 @@ import torch
 
 from rsgeoseg.backbones.chips import refuse_prompts, segment_alike
 from rsgeoseg.backbones.packed import compute_dtype
+from rsgeoseg.backbones.transfer import Uploader, name_device, release_memory
 from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
 
 if TYPE_CHECKING:
@@ -49,7 +50,12 @@ class NetworkSegmenter(Generic[N]):
         self.device = next(network.parameters()).device
         self.autocast = compute_dtype(self.device) is torch.bfloat16 if autocast is None else autocast
         self.batch_size = 8 if self.device.type == "cuda" else 1
-        """Chips at once that the engine starts with: on a CPU more would only take memory."""
+        """Chips at once where nothing better is known: on a CPU more would only take memory."""
+        self.device_name = name_device(self.device)
+        """Kind of device, for what is remembered of it."""
+        self.number_format = "bfloat16" if self.autocast else "float32"
+        """Of the matrix products."""
+        self._upload = Uploader(self.device)
 
     def at_threshold(self, score_threshold: float) -> Self:
         """Give the same model with another score threshold; objects below it need not be found."""
@@ -62,6 +68,18 @@ class NetworkSegmenter(Generic[N]):
         """Find the objects of each chip; see ``contract.Segmenter.segment``."""
         refuse_prompts(self.spec, prompts)
         return segment_alike(chips, self._forward, device=self.device, autocast=self.autocast)
+
+    def prepare(self, chip: Chip) -> Chip:
+        """Start to bring a chip to the device, beside the batch that is there; from any thread.
+
+        Returns:
+            A chip for ``segment``; on a CPU the same.
+        """
+        return self._upload(chip)
+
+    def release_memory(self) -> None:
+        """Give memory held in reserve back to the device."""
+        release_memory(self.device)
 
     def _forward(self, chips: list[Chip]) -> list[Instances]:
         """Find the objects of chips of one size."""

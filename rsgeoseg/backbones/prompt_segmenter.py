@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from rsgeoseg.backbones.chips import refuse_prompts
+from rsgeoseg.backbones.chips import out_of_memory, refuse_prompts
 from rsgeoseg.backbones.packed import compute_dtype
 from rsgeoseg.backbones.sam_fit import cut_masks
-from rsgeoseg.contract import Chip, Instances, ModelSpec, OutOfMemory, Prompts
+from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts, is_out_of_memory
 from rsgeoseg.errors import PromptError
 from rsgeoseg.nn.masks import CELL, fetch_masks, pack_mask, tight
 
@@ -145,9 +145,10 @@ class PromptSegmenter:
         try:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 yield
-        except torch.OutOfMemoryError as error:
-            msg = f"a chip of {shape} does not fit {self.device}"
-            raise OutOfMemory(msg) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(error, f"a chip of {shape} does not fit", self.device) from None
 
 
 def _check(prompts: Prompts, shape: tuple[int, ...]) -> None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.backbones.build import SAM2_BACKBONES
 from rsgeoseg.backbones.chips import normalise
+from rsgeoseg.backbones.transfer import pixels_of, valid_of
 from rsgeoseg.nn.masks import CELL, CutOut, cut_out
 from rsgeoseg.nn.targets import Target
 
@@ -104,9 +104,8 @@ def fitted_images(chips: Sequence[Chip], spec: EncoderSpec, fit: SamFit, device:
     Returns:
         (B, 3, side, side) float32, normalised.
     """
-    pixels = torch.from_numpy(np.stack([chip.image for chip in chips])).to(device)
-    valid = torch.from_numpy(np.stack([chip.valid for chip in chips])).to(device)
-    return fit.images(normalise(pixels, spec) * valid.unsqueeze(1))
+    normed, valid = normalise(pixels_of(chips, device), spec), valid_of(chips, device)
+    return fit.images(normed if valid is None else normed * valid)
 
 
 def cut_masks(logits: Tensor, shape: tuple[int, int], fit: SamFit | None, level: float = 0.0) -> list[CutOut | None]:

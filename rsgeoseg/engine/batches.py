@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from typing import TYPE_CHECKING
 
+from rsgeoseg.contract import is_out_of_memory
+from rsgeoseg.engine.tuning import remember_smaller
 from rsgeoseg.errors import ModelError, PromptError
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ _FAULTS = (ModelError, RuntimeError, ArithmeticError, ValueError)  # what a netw
 
 class BatchSegmenter:
     """A model behind a batch size that adapts to the memory there is.
+
+    A model may have a method ``release_memory()``, called before a batch that did not fit is tried again by halves.
 
     Args:
         segmenter: the model.
@@ -47,14 +52,28 @@ class BatchSegmenter:
             try:
                 results.extend(self._attempt(batch))
             except MemoryError as error:
-                if len(batch) == 1:
-                    msg = f"out of memory on a single chip ({_line(error)}): use a smaller chip-size or another device"
-                    results.append(ModelError(msg))
-                else:
-                    self.batch_size = len(batch) // 2
-                    text = "out of memory with %d chips: going on with %d at a time"
-                    logger.warning(text, len(batch), self.batch_size)
+                _let_go(error)
+                reason = _line(error)
+            else:
+                continue
+            self._release()
+            if len(batch) == 1:
+                msg = f"out of memory on a single chip ({reason}): use a smaller chip-size or another device"
+                results.append(ModelError(msg))
+            else:
+                self._halve(batch)
         return results
+
+    def _halve(self, batch: Sequence[Chip]) -> None:
+        """Go on with half the chips at a time, in later runs too."""
+        self.batch_size = len(batch) // 2
+        logger.warning("out of memory with %d chips: going on with %d at a time", len(batch), self.batch_size)
+        remember_smaller(self._segmenter, batch[0].image.shape, self.batch_size)
+
+    def _release(self) -> None:
+        release = getattr(self._segmenter, "release_memory", None)
+        if release is not None:
+            release()
 
     def _attempt(self, batch: Sequence[Chip]) -> list[Instances | ModelError]:
         for attempt in range(1, ATTEMPTS + 1):
@@ -64,6 +83,7 @@ class BatchSegmenter:
                 raise
             except _FAULTS as error:
                 _raise_if_memory(error)
+                _let_go(error)
                 fault: Exception = error
                 logger.debug("batch of %d: attempt %d failed: %s", len(batch), attempt, error)
         if len(batch) == 1:
@@ -77,6 +97,7 @@ class BatchSegmenter:
             raise
         except _FAULTS as error:
             _raise_if_memory(error)
+            _let_go(error)
             return error if isinstance(error, ModelError) else ModelError(f"the model failed: {_line(error)}")
 
     def _call(self, batch: Sequence[Chip]) -> list[Instances]:
@@ -89,8 +110,16 @@ class BatchSegmenter:
 
 def _raise_if_memory(error: Exception) -> None:
     """Treat a framework's own out-of-memory error, a RuntimeError by type, as what it is."""
-    if type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         raise MemoryError(_line(error)) from error
+
+
+def _let_go(error: BaseException) -> None:
+    """Free what a failed attempt held: the frames of an error keep its tensors as long as the error is kept."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
 
 
 def _line(error: BaseException) -> str:
