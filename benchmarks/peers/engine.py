@@ -78,7 +78,7 @@ def sahi_job(*, lean: bool) -> Job:
     """SAHI reads the scene whole, and its result stays in pixels: our lines take it to a GeoPackage.
 
     Args:
-        lean: outline the crop of each mask, by code of this script; else masks of the whole tile, as SAHI's adapters do.
+        lean: outline the crop of each mask, by code of this script; else tile-sized masks, as SAHI's adapters do.
     """
     from sahi.models.base import DetectionModel
     from sahi.predict import get_sliced_prediction
@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small scene, once")
     args = parser.parse_args()
     if args.quick:
-        args.size, args.repeat, args.timeout = 2048, 1, 30
+        args.size, args.repeat, args.timeout = 1536, 1, 20
     rates: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
