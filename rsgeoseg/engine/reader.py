@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from rsgeoseg.errors import JobCancelled, WindowError
+from rsgeoseg.geo.opening import keep_gdal_env
 
 if TYPE_CHECKING:
     import threading
@@ -75,7 +76,7 @@ def read_ahead(
     """
     pending = iter(windows)
     queue: deque[Future[ReadChip]] = deque()
-    with ThreadPoolExecutor(readers, thread_name_prefix="rsgeoseg-read") as pool:
+    with ThreadPoolExecutor(readers, thread_name_prefix="rsgeoseg-read", initializer=keep_gdal_env) as pool:
         try:
             queue.extend(pool.submit(_read, scene, window) for window in islice(pending, ahead))
             while queue:

@@ -242,6 +242,10 @@ class ArrayReader:
         """Whether every pixel has data, by nodata and dtype alone."""
         return self._nodata is None and np.issubdtype(self.dtype, np.integer)
 
+    def is_empty(self, _box: Box) -> bool:
+        """Not known before it is loaded."""
+        return False
+
     def read(self, box: Box) -> Pixels:
         """Read a box of the grid."""
         if self.factors is None:

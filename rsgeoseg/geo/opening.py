@@ -10,12 +10,14 @@ import os
 import re
 import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError
+from rasterio.env import getenv, hasenv
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from rsgeoseg.errors import SceneError
@@ -69,12 +71,20 @@ def gdal_env(cache_bytes: int = GDAL_CACHE_BYTES) -> Any:
     Args:
         cache_bytes: GDAL's block cache, which the whole process shares.
     """
-    return rasterio.Env(
-        GDAL_CACHEMAX=cache_bytes,
-        GDAL_DISABLE_READDIR_ON_OPEN="TRUE",
-        GDAL_VRT_ENABLE_PYTHON="NO",
-        GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",  # that path returns stray memory for a truncated file, without an error
-    )
+    options = {
+        "GDAL_CACHEMAX": cache_bytes,
+        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
+        "GDAL_VRT_ENABLE_PYTHON": "NO",
+        "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # that path returns stray memory for a truncated file, without an error
+    }
+    if hasenv() and options.items() <= getenv().items():
+        return nullcontext()
+    return rasterio.Env(**options)
+
+
+def keep_gdal_env() -> None:
+    """Run the calling thread under these settings to its end, for threads of our own: entering looks at files."""
+    gdal_env().__enter__()
 
 
 def plain_path(source: str | os.PathLike[str], what: str = "scene") -> Path:

@@ -19,6 +19,8 @@ from rasterio.windows import Window as RasterWindow
 
 from rsgeoseg.errors import SceneError
 from rsgeoseg.geo import opening
+from rsgeoseg.geo.blank import BlankBlocks
+from rsgeoseg.geo.buffers import ArrayPool
 from rsgeoseg.geo.georef import read_grid
 from rsgeoseg.geo.source import (
     WHOLE_SAMPLE_PIXELS,
@@ -241,6 +243,10 @@ class Raster:
         serial = info.driver in opening.SERIAL_DRIVERS
         cache = self._gdal_cache_bytes()
         self._files = HandlePool(self._open_file, serial=serial, cache_bytes=cache)
+        self._pool = ArrayPool()
+        self._blank: BlankBlocks | None = None
+        if info.driver == "GTiff" and info.file is not None and factors is None and self._by_nodata:
+            self._blank = BlankBlocks(info.file, info.block, self.bands)
         self._pixels = self._files
         if factors is not None:
             self._pixels = HandlePool(self._open_warped, serial=serial, cache_bytes=cache)
@@ -250,6 +256,17 @@ class Raster:
         """Whether every pixel has data, by the header alone."""
         return not (self._by_nodata or self._by_mask or self._is_float)
 
+    def is_empty(self, box: Box) -> bool:
+        """Whether a box is known to be nodata without decoding it; see `rsgeoseg.geo.blank`.
+
+        Raises:
+            opening.READ_ERRORS: the file's table of blocks is damaged.
+        """
+        if self._blank is None:
+            return False
+        with self._pixels.handle() as handle:
+            return self._blank.cover(handle, box)
+
     def read(self, box: Box) -> Pixels:
         """Read a box of the raster's grid, all bands in one call.
 
@@ -258,9 +275,13 @@ class Raster:
         """
         window = RasterWindow(box.x0, box.y0, box.width, box.height)
         with self._pixels.handle() as handle:
-            image = handle.read(self.bands, window=window, out_dtype=self.dtype.name)
+            image = self._pool.empty((len(self.bands), box.height, box.width), self.dtype)
+            handle.read(self.bands, window=window, out=image)
             mask = self._read_mask(handle, window=window)
-        return image, self._valid(image, mask)
+            valid = self._valid(image, mask)
+            if self._blank is not None and valid is not None and not valid.any():
+                self._blank.learn(handle, box)
+        return image, valid
 
     def read_decimated(self, box: Box, rows: int, cols: int) -> Pixels:
         """Read a box of the raster's grid averaged into rows x cols pixels; uses overviews where there are.
@@ -303,6 +324,7 @@ class Raster:
         """Close idle handles; reading opens new ones."""
         self._pixels.close()
         self._files.close()
+        self._pool.clear()
 
     def _sample_lattice(self, height: int, width: int) -> Pixels:
         images, valids = [], []

@@ -14,6 +14,7 @@ from rsgeoseg.contract import Chip
 from rsgeoseg.errors import SceneError, UsageError, WindowError
 from rsgeoseg.geo.area import crop, load_area
 from rsgeoseg.geo.bands import choose_bands
+from rsgeoseg.geo.buffers import ArrayPool
 from rsgeoseg.geo.opening import READ_ERRORS
 from rsgeoseg.geo.raster import inspect_raster
 from rsgeoseg.geo.stretch import Stretch, estimate_stretch, parse_stretch
@@ -88,6 +89,7 @@ class Scene:
         self._gsd = self.grid.gsd
         self._stretch = stretch  # of the unique bands
         self._stretch_lock = threading.Lock()
+        self._pool = ArrayPool()
         self._tiles = self._make_cache()
 
     @classmethod
@@ -277,6 +279,7 @@ class Scene:
         """Close files and forget decoded tiles; reading again opens them again."""
         self._raster.close()
         self._tiles.clear()
+        self._pool.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -318,9 +321,11 @@ class Scene:
         return TileCache(grid.height, grid.width, tile=tile, load=self._load_tile, capacity=capacity)
 
     def _load_tile(self, box: Box) -> Tile:
+        if self._raster.is_empty(box):
+            return Tile(None, None)
         raw, raw_valid = self._raster.read(box)
         if raw_valid is not None and not raw_valid.any():
-            return Tile(None, raw_valid)
+            return Tile(None, None)
         image, valid = self._finish(raw, raw_valid)
         return Tile(image, valid)
 
@@ -345,17 +350,23 @@ class Scene:
         except _READ_ERRORS:
             # A tile holds several blocks: the window may need only good ones.
             parts = [(box, self._load_window(box, asked))]
-        image = np.empty((len(self._order), box.height, box.width), self._out_dtype)
-        valid = np.ones((box.height, box.width), np.bool_)
+        if all(tile.image is None for _, tile in parts):
+            chip = self._empty_chip(box.height, box.width)
+            return chip.image, chip.valid
+        image = self._pool.empty((len(self._order), box.height, box.width), self._out_dtype)
+        valid = self._pool.empty((box.height, box.width), np.bool_)
         for place, tile in parts:
             shared = place.intersection(box)
             assert shared is not None  # the cache gives tiles that touch the box
             there = shared.shifted(-place.x0, -place.y0).as_slices()
             here = shared.shifted(-box.x0, -box.y0).as_slices()
+            if tile.image is None:
+                image[:, *here] = 0
+                valid[here] = False
+                continue
             for index, source in enumerate(self._order):
-                image[index, *here] = 0 if tile.image is None else tile.image[source, *there]
-            if tile.valid is not None:
-                valid[here] = tile.valid[there]
+                image[index, *here] = tile.image[source, *there]
+            valid[here] = True if tile.valid is None else tile.valid[there]
         return image, valid
 
     def _load_window(self, box: Box, asked: Box) -> Tile:

@@ -55,6 +55,9 @@ class PixelReader(Protocol):
     def always_valid(self) -> bool:
         """Whether every pixel has data, by the header alone."""
 
+    def is_empty(self, box: Box) -> bool:
+        """Whether a box is known to have no valid pixel without decoding it."""
+
     def read(self, box: Box) -> Pixels:
         """Read a box of the grid. The image may be changed by the caller."""
 
@@ -197,6 +200,8 @@ def valid_pixels(
         for band, value in zip(image, nodata, strict=True):
             has_data = _differs(band, value)
             valid = has_data if valid is None else np.logical_or(valid, has_data, out=valid)
+            if valid.all():  # one band is enough
+                break
     if not np.issubdtype(image.dtype, np.integer):
         finite = np.isfinite(image).all(axis=0)
         valid = finite if valid is None else valid & finite

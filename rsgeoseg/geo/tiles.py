@@ -71,6 +71,8 @@ class TileCache:
 
     When full, the upper and then leftmost tile goes first: scenes are read row by row, and what lies below is still
     needed. The cache never evicts to make room before a tile is handed out, so it always works, only slower when small.
+    Neither does it hold more rows of tiles than boxes as tall as those asked for can share, since their memory is
+    better used again (see `rsgeoseg.geo.buffers`).
 
     Args:
         height: rows of the raster, pixels.
@@ -87,7 +89,7 @@ class TileCache:
         self._lock = threading.Lock()
         self._slots: dict[tuple[int, int], Future[Tile]] = {}
         self._sizes: dict[tuple[int, int], int] = {}
-        self._held = 0
+        self._held = self._tallest = 0
         self.loads = 0
         """Tiles decoded so far, repeats included."""
 
@@ -103,6 +105,7 @@ class TileCache:
             Exception: what ``load`` raised, in every thread that waited for the tile; the next call tries again.
         """
         rows, cols = self._tile
+        self._tallest = max(self._tallest, box.height)
         for row in range(box.y0 // rows, -(-box.y1 // rows)):
             for col in range(box.x0 // cols, -(-box.x1 // cols)):
                 place = Box(
@@ -155,10 +158,9 @@ class TileCache:
         return tile
 
     def _evict(self) -> None:
-        if self._held <= self._capacity:
-            return
-        for key in sorted(self._sizes):
+        (rows, cols), (_, width) = self._tile, self._shape
+        useful = (-(-self._tallest // rows) + 1) * -(-width // cols)  # a box need not begin where a tile does
+        while self._sizes and (self._held > self._capacity or len(self._sizes) > useful):
+            key = min(self._sizes)
             self._held -= self._sizes.pop(key)
             del self._slots[key]
-            if self._held <= self._capacity:
-                return
