@@ -8,10 +8,12 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from rsgeoseg.cli import common
-from rsgeoseg.errors import RsGeoSegError
+from rsgeoseg.errors import RsGeoSegError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,12 +39,42 @@ class Check:
         return {"name": self.name, "ok": self.ok, "detail": self.detail}
 
 
-def doctor(as_json: common.Json = False, verbose: common.Verbose = False) -> int:
-    """Check this installation and run a tiny scene.
+_SPEED = "Measure this machine instead: disk, decode, copy, model, stitch, vectorise, write; and say which limits."
+_SCENE = "With --speed: a raster of yours to read; default one that is drawn."
+
+Speed = Annotated[bool, typer.Option("--speed", help=_SPEED)]
+SceneFile = Annotated[str | None, typer.Argument(metavar="[SCENE]", help=_SCENE)]
+Model = Annotated[str | None, typer.Option(metavar="NAME", help="With --speed: the model.")]
+Weights = Annotated[str | None, typer.Option(metavar="ID|PATH", help="With --speed: its weights.")]
+Device = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda[:i]", help="With --speed: where it runs.")]
+Seconds = Annotated[float | None, typer.Option(metavar="S", min=0.1, help="With --speed: time to measure in: 15.")]
+
+
+def doctor(
+    scene: SceneFile = None,
+    speed: Speed = False,
+    model: Model = None,
+    weights: Weights = None,
+    device: Device = None,
+    seconds: Seconds = None,
+    as_json: common.Json = False,
+    verbose: common.Verbose = False,
+) -> int:
+    """Check this installation and run a tiny scene; or measure how fast this machine is.
 
     Exit code 0 when all is well, 1 otherwise.
     """
     common.set_up(verbose=verbose, quiet=not verbose)
+    if speed:
+        from rsgeoseg.cli.doctor_speed import SpeedOptions, report_speed
+
+        given = {"scene": scene, "model": model, "weights": weights, "device": device, "seconds": seconds}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        report_speed(SpeedOptions(**options), as_json=as_json)
+        return 0
+    if any(value is not None for value in (scene, model, weights, device, seconds)):
+        msg = "a scene, --model, --weights, --device and --seconds are for measuring: add --speed"
+        raise UsageError(msg)
     checks = []
     for name, look in CHECKS:
         check = run_check(name, look)
