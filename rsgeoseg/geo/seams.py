@@ -102,7 +102,11 @@ class Whole:
 
 def clip(a: Corners, b: Corners) -> Corners | None:
     """Intersection of two boxes; None where they share no pixel."""
-    x0, y0, x1, y1 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    ax0, ay0, ax1, ay1 = a
+    bx0, by0, bx1, by1 = b
+    # Comparisons, not max and min: this is called more often than anything else.
+    x0, x1 = ax0 if ax0 > bx0 else bx0, ax1 if ax1 < bx1 else bx1  # noqa: FURB136
+    y0, y1 = ay0 if ay0 > by0 else by0, ay1 if ay1 < by1 else by1  # noqa: FURB136
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
@@ -132,7 +136,10 @@ def count_shared(mask_a: Bool, box_a: Corners, mask_b: Bool, box_b: Corners) -> 
 
 def conflict(a: Whole, b: Whole, nms: float) -> bool:
     """Whether two objects are one too many: shared pixels / smaller area > nms (IoU is never larger than that)."""
-    return count_shared(a.mask, a.box, b.mask, b.box) > nms * min(a.area, b.area)
+    limit, part = nms * min(a.area, b.area), clip(a.box, b.box)
+    if part is None or (part[2] - part[0]) * (part[3] - part[1]) <= limit:
+        return False
+    return count_shared(a.mask, a.box, b.mask, b.box) > limit
 
 
 def views_agree(a: View, b: View, shared: int, match_iou: float) -> bool:
@@ -152,10 +159,17 @@ def views_agree(a: View, b: View, shared: int, match_iou: float) -> bool:
     strip = clip(corners(a.window.read), corners(b.window.read))
     if strip is None or shared == 0:
         return False
+    if _within(a.box, strip) and _within(b.box, strip):
+        return _enough(shared, a.area, b.area, match_iou)  # no piece of either runs out of the strip
     in_a, in_b = count_inside(a.mask, a.box, strip), count_inside(b.mask, b.box, strip)
     if _enough(shared, in_a, in_b, match_iou):
         return True
     return _pieces_agree(a, b, strip, min(in_a, in_b), match_iou)
+
+
+def _within(box: Corners, strip: Corners) -> bool:
+    """Whether a box lies in a strip without touching its edge."""
+    return box[0] > strip[0] and box[1] > strip[1] and box[2] < strip[2] and box[3] < strip[3]
 
 
 def _enough(shared: int, in_a: int, in_b: int, least: float) -> bool:
@@ -212,16 +226,14 @@ def compose(views: Sequence[View], scene: tuple[int, int]) -> Whole:
         scene: width and height of the scene; at its border nothing is cut.
     """
     views = sorted(views, key=lambda view: view.key)
-    if len(views) == 1:
-        box, mask, parts = views[0].box, views[0].mask, 1
-    else:
-        box, mask, parts = _assemble(views)
+    only = views[0] if len(views) == 1 else _only_owner(views)
+    box, mask, parts = _assemble(views) if only is None else (only.box, only.mask, 1)
     box, mask = _tighten(box, mask)
     deciding = [view.score for view in views if view.owned] or [view.score for view in views]
     return Whole(
         box=box,
         mask=mask,
-        area=int(np.count_nonzero(mask)) if len(views) > 1 else views[0].area,
+        area=int(np.count_nonzero(mask)) if only is None else only.area,
         label=views[0].label,
         score=max(deciding),
         n_chips=len({view.window.index for view in views}),
@@ -230,6 +242,19 @@ def compose(views: Sequence[View], scene: tuple[int, int]) -> Whole:
         owned=any(view.owned for view in views),
         key=views[0].key,
     )
+
+
+def _only_owner(views: Sequence[View]) -> View | None:
+    """The view whose chip owns all pixels that any view has, where it is that chip's only one: it decides alone."""
+    owners = [view for view in views if view.owned]
+    if len(owners) != 1 or owners[0].owned < owners[0].area:
+        return None
+    core = corners(owners[0].window.core)
+    inside = all(
+        core[0] <= box[0] and core[1] <= box[1] and box[2] <= core[2] and box[3] <= core[3]
+        for box in (view.box for view in views)
+    )
+    return owners[0] if inside else None
 
 
 def _assemble(views: Sequence[View]) -> tuple[Corners, Bool, int]:

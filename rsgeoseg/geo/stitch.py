@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import shapely
 
 from rsgeoseg.geo.remainder import Remainder, pack, unpack
 from rsgeoseg.geo.seams import (
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
 
     Key = tuple[int, int]
 
-_FEW_PAIRS = 4096
-"""Up to so many pairs of boxes are compared one by one; a spatial index costs more."""
+_PAIRS_AT_ONCE = 1 << 20
+"""Pairs of boxes that are compared at once, about: bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,17 +246,19 @@ class Stitcher:
             raise ValueError(msg)
         boxes = local + np.tile([window.read.x0, window.read.y0], 2)
         core = corners(window.core)
+        inside = ((boxes[:, :2] >= core[:2]) & (boxes[:, 2:] <= core[2:])).all(axis=1)
         views = []
         columns = zip(
-            boxes.tolist(), instances.masks, instances.labels.tolist(), instances.scores.tolist(), strict=True
-        )
-        for number, (box, given, label, score) in enumerate(columns):
+            map(tuple, boxes.tolist()), instances.masks, instances.labels.tolist(), instances.scores.tolist(),
+            inside.tolist(), strict=True,
+        )  # fmt: skip
+        for number, (box, given, label, score, whole) in enumerate(columns):
             # A crop that is a view would keep the model's whole array alive as long as the object waits.
             mask = given.copy() if given.base is not None else given
             area = int(np.count_nonzero(mask))
             if area:
-                owned = area if clip(box, core) == tuple(box) else count_inside(mask, tuple(box), core)
-                views.append(View(window, number, tuple(box), mask, label, score, area, owned, Cluster()))
+                owned = area if whole else count_inside(mask, box, core)
+                views.append(View(window, number, box, mask, label, score, area, owned, Cluster()))
         views = self._drop_duplicates(views)
         for view in views:
             view.cluster.views.append(view)
@@ -340,6 +341,10 @@ class Stitcher:
 
     def _release(self, seed: Cluster) -> list[Whole]:
         """Decide the group of objects in conflict around a complete one; nothing where the group must wait."""
+        if seed.whole and not any(view.rivals for view in seed.views):
+            whole = seed.whole
+            self._forget(seed)
+            return [whole]
         group: dict[Key, Cluster] = {}
         against: dict[Key, set[Key]] = {}
         stack = [seed]
@@ -405,15 +410,24 @@ def _overlapping(views: list[View], others: list[View]) -> list[tuple[View, View
 
 
 def _near(a: NDArray[np.int64], b: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Pairs of rows (x0 y0 x1 y1 class) whose boxes share a pixel and whose classes are one, in order."""
-    if len(a) * len(b) <= _FEW_PAIRS:
-        i, j = np.nonzero(np.ones((len(a), len(b)), np.bool_))
-    else:
-        i, j = shapely.STRtree(shapely.box(*b[:, :4].T)).query(shapely.box(*a[:, :4].T))
-        order = np.lexsort((j, i))
-        i, j = i[order], j[order]
-    near = (a[i, :2] < b[j, 2:4]).all(axis=1) & (b[j, :2] < a[i, 2:4]).all(axis=1) & (a[i, 4] == b[j, 4])
-    return list(zip(i[near].tolist(), j[near].tolist(), strict=True))
+    """Pairs of rows (x0 y0 x1 y1 class) whose boxes share a pixel and whose classes are one, in order.
+
+    Sorted along the axis on which ``b`` is more spread, only those that begin between the start of a box less the
+    longest of ``b`` and its end can meet it.
+    """
+    axis = int(np.ptp(b[:, 1]) > np.ptp(b[:, 0]))
+    order = np.argsort(b[:, axis], kind="stable")
+    starts, longest = b[order, axis], (b[:, axis + 2] - b[:, axis]).max()
+    first = np.searchsorted(starts, a[:, axis] - longest, "right")
+    counts = np.searchsorted(starts, a[:, axis + 2], "left") - first
+    pairs: list[tuple[int, int]] = []
+    for rows in np.split(np.arange(len(a)), np.flatnonzero(np.diff(np.cumsum(counts) // _PAIRS_AT_ONCE)) + 1):
+        many = counts[rows]
+        i = np.repeat(rows, many)
+        j = order[np.arange(len(i)) - np.repeat(np.cumsum(many) - many - first[rows], many)]
+        near = (a[i, :2] < b[j, 2:4]).all(axis=1) & (b[j, :2] < a[i, 2:4]).all(axis=1) & (a[i, 4] == b[j, 4])
+        pairs += sorted(zip(i[near].tolist(), j[near].tolist(), strict=True))
+    return pairs
 
 
 def _unite(a: Cluster, b: Cluster) -> None:
