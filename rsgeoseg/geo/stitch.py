@@ -26,7 +26,6 @@ from rsgeoseg.geo.seams import (
     NO_MASK,
     Cluster,
     View,
-    clip,
     compose,
     conflict,
     corners,
