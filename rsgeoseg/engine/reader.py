@@ -91,6 +91,8 @@ def read_ahead(
 
 def _read(scene: Scene, window: Window) -> ReadChip:
     start = time.perf_counter()
+    if scene.is_empty(window.read):
+        return ReadChip(window=window, chip=None, seconds=time.perf_counter() - start)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             chip = scene.read(window.read)

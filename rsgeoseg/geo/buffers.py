@@ -69,7 +69,7 @@ class ArrayPool:
                 return self._idle.pop(place)
             # NumPy asks the system for large pages where an array is large, so that a page is touched per 2 MB.
             count = max(1, min(_SLAB_BYTES, self._limit) // size)
-            slab = memoryview(np.empty(count * size, np.uint8))
+            slab = np.empty(count * size, np.uint8).data
             first, *others = (slab[i * size : (i + 1) * size] for i in range(count))
             self._idle += others
             return first

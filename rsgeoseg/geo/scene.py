@@ -174,6 +174,16 @@ class Scene:
         """
         return self._unique_stretch().take(self._order)
 
+    def is_empty(self, box: Box) -> bool:
+        """Whether a window of the working grid is known to have no valid pixel, without decoding it.
+
+        False says nothing: ``read`` tells. Safe from any thread.
+        """
+        try:
+            return self._raster.is_empty(box.shifted(self._crop.x0, self._crop.y0))
+        except _READ_ERRORS:
+            return False  # reading says what is wrong
+
     def read(self, box: Box) -> Chip:
         """Read a window of the working grid; safe from any thread.
 
@@ -386,7 +396,9 @@ class Scene:
 
     def _empty_chip(self, height: int, width: int) -> Chip:
         image = np.zeros((len(self._order), height, width), self._out_dtype)
-        return Chip(image=image, valid=np.zeros((height, width), np.bool_), gsd=self._gsd)
+        valid = self._pool.empty((height, width), np.bool_)
+        valid[:] = False
+        return Chip(image=image, valid=valid, gsd=self._gsd)
 
 
 def inspect_source(source: str | os.PathLike[str] | DataArray) -> SourceInfo:
