@@ -91,13 +91,18 @@ def arrow_schema(frame: gpd.GeoDataFrame) -> pa.Schema:
     return pa.schema([fields[name] for name in frame.columns])
 
 
-def to_arrow(frame: gpd.GeoDataFrame, geometry: NDArray[np.object_], schema: pa.Schema) -> pa.Table:
-    """Columns of a frame with other geometries, as well-known binary, in the types of `arrow_schema`."""
-    name = frame.geometry.name
-    index = schema.get_field_index(name)
+def to_arrow(frame: gpd.GeoDataFrame, binary: NDArray[np.object_], schema: pa.Schema) -> pa.Table:
+    """Columns of a frame, with (N,) well-known binary as its geometry, in the types of `arrow_schema`."""
+    index = schema.get_field_index(frame.geometry.name)
     table = pa.Table.from_pandas(_without_geometry(frame), schema=schema.remove(index), preserve_index=False)
-    binary = pa.array(shapely.to_wkb(geometry, flavor="iso"), pa.binary())
-    return table.add_column(index, schema.field(index), binary).replace_schema_metadata(schema.metadata)
+    table = table.add_column(index, schema.field(index), pa.array(binary, pa.binary()))
+    return table.replace_schema_metadata(schema.metadata)
+
+
+def to_binary(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+    """(N,) geometries as well-known binary."""
+    binary: NDArray[np.object_] = shapely.to_wkb(geometry, flavor="iso", byte_order=1)
+    return binary
 
 
 def _cut(frames: Iterable[gpd.GeoDataFrame], size: int) -> Iterator[gpd.GeoDataFrame]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from rsgeoseg.geo.batches import arrow_schema, to_arrow
+from rsgeoseg.geo.batches import arrow_schema, to_arrow, to_binary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def write_geoparquet(batches: Batches, path: Path) -> None:
             geometry = frame.geometry.to_numpy()
             boxes = shapely.bounds(geometry)
             sides = pa.StructArray.from_arrays([pa.array(side) for side in boxes.T], fields=list(_BOX))
-            writer.write_table(to_arrow(frame, geometry, columns).append_column("bbox", sides))
+            writer.write_table(to_arrow(frame, to_binary(geometry), columns).append_column("bbox", sides))
             total = _union(total, boxes)
             kinds |= set(frame.geom_type.dropna())
         schema = template.with_metadata(_metadata(template, total, kinds))

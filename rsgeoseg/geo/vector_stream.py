@@ -1,13 +1,14 @@
 """Frames to a vector file, batch after batch: no more than two batches are in memory.
 
 One Arrow stream goes into one open file: appending in parts would be up to twenty times slower. What GDAL keeps by
-itself is on top: up to about 100 MB for GeoPackage's index, a box per feature for FlatGeobuf's; for PMTiles it fills a
+itself is on top: its cache and a part of GeoPackage's index, a box per feature for FlatGeobuf's; for PMTiles it fills a
 temporary database beside the file.
 """
 
 from __future__ import annotations
 
 import logging
+import struct
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyogrio
 import shapely
 
-from rsgeoseg.geo.batches import arrow_schema, to_arrow
+from rsgeoseg.geo.batches import arrow_schema, to_arrow, to_binary
 from rsgeoseg.geo.geoparquet import write_geoparquet
 from rsgeoseg.geo.regularize import orient
 from rsgeoseg.geo.vector_tiles import LAYER, zoom_range
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 SHAPEFILE_NAMES: Mapping[str, str] = {"perimeter_m": "perim_m"}
 """Columns whose names are longer than the ten characters of a Shapefile, and what they are called there."""
 _LON_LAT = "EPSG:4326"
+_ONE_PART = struct.pack("<BII", 1, 6, 1)
+"""Start of a MultiPolygon of one part in well-known binary: the byte order, the type and the number of parts."""
 
 
 def write_vectors(batches: Batches, path: Path, entry: Format, *, gsd: float | None = None) -> None:
@@ -65,7 +68,7 @@ def write_vectors(batches: Batches, path: Path, entry: Format, *, gsd: float | N
 
     def stream() -> Iterator[pa.RecordBatch]:
         for frame in batches:
-            table = to_arrow(frame, layer.prepare(frame.geometry.to_numpy()), schema)
+            table = to_arrow(frame, layer.encode(frame.geometry.to_numpy()), schema)
             yield from table.rename_columns(named.names).to_batches()
 
     with warnings.catch_warnings():
@@ -88,8 +91,8 @@ class _Layer:
     options: Mapping[str, Any]
     """Further arguments of pyogrio."""
     geometry_type: str
-    prepare: Callable[[NDArray[np.object_]], NDArray[np.object_]]
-    """Changes geometries before they are written."""
+    encode: Callable[[NDArray[np.object_]], NDArray[np.object_]]
+    """Turns geometries into well-known binary."""
 
 
 def _layer(first: gpd.GeoDataFrame, path: Path, entry: Format, gsd: float | None) -> _Layer:
@@ -99,10 +102,10 @@ def _layer(first: gpd.GeoDataFrame, path: Path, entry: Format, gsd: float | None
     if entry.name == "pmtiles":
         least, most = zoom_range(first, gsd)
         options = {"MINZOOM": str(least), "MAXZOOM": str(most), "NAME": path.stem}
-        return _Layer({"layer": LAYER, "dataset_options": options}, "Unknown", _as_they_are)
+        return _Layer({"layer": LAYER, "dataset_options": options}, "Unknown", to_binary)
     if entry.name == "shp":
-        return _Layer({"layer_options": {"ENCODING": "UTF-8", "2GB_LIMIT": "YES"}}, "MultiPolygon", _multi)
-    return _Layer({"layer_options": {"SPATIAL_INDEX": "YES"}}, "MultiPolygon", _multi)
+        return _Layer({"layer_options": {"ENCODING": "UTF-8", "2GB_LIMIT": "YES"}}, "MultiPolygon", _multi_to_binary)
+    return _Layer({"layer_options": {"SPATIAL_INDEX": "YES"}}, "MultiPolygon", _multi_to_binary)
 
 
 def _geojson(crs: pyproj.CRS | None, path: Path) -> _Layer:
@@ -111,13 +114,13 @@ def _geojson(crs: pyproj.CRS | None, path: Path) -> _Layer:
         logger.warning(
             "%s: the scene has no CRS, so this GeoJSON is in pixels, not in longitude and latitude", path.name
         )
-        return _Layer({"layer_options": {"RFC7946": "NO"}}, "Unknown", _as_they_are)
+        return _Layer({"layer_options": {"RFC7946": "NO"}}, "Unknown", to_binary)
     # 9 decimals of a degree are 0.1 mm: the usual 7 (1 cm) would bend the pixels of drone images.
     options = {"layer_options": {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}}
     if not crs.equals(_LON_LAT, ignore_axis_order=True):
         logger.info("%s: GeoJSON is always in EPSG:4326, so the objects are reprojected from %s", path.name, crs.name)
-        return _Layer(options, "Unknown", _as_they_are)  # GDAL reprojects, and cuts at the antimeridian as it does
-    return _Layer(options, "Unknown", _cut_at_antimeridian)
+        return _Layer(options, "Unknown", to_binary)  # GDAL reprojects, and cuts at the antimeridian as it does
+    return _Layer(options, "Unknown", _cut_to_binary)
 
 
 def _crs_text(crs: pyproj.CRS | None) -> str | None:
@@ -128,18 +131,18 @@ def _crs_text(crs: pyproj.CRS | None) -> str | None:
     return f"EPSG:{code}" if code else str(crs.to_wkt("WKT1_GDAL"))
 
 
-def _multi(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Make every Polygon a MultiPolygon of one part."""
-    geometry = geometry.copy()
-    single = np.flatnonzero(shapely.get_type_id(geometry) == shapely.GeometryType.POLYGON)
-    if len(single):
-        geometry[single] = shapely.multipolygons(geometry[single], indices=np.arange(len(single)))
-    return geometry
+def _multi_to_binary(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Well-known binary with every Polygon as a MultiPolygon of one part."""
+    binary = to_binary(geometry)
+    single = shapely.get_type_id(geometry) == shapely.GeometryType.POLYGON
+    # Several times faster than making the MultiPolygons.
+    binary[single] = np.array([_ONE_PART + polygon for polygon in binary[single]], object)
+    return binary
 
 
-def _as_they_are(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Change nothing."""
-    return geometry
+def _cut_to_binary(geometry: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Well-known binary of what lies within the longitudes."""
+    return to_binary(_cut_at_antimeridian(geometry))
 
 
 def _cut_at_antimeridian(geometry: NDArray[np.object_]) -> NDArray[np.object_]:

@@ -80,9 +80,24 @@ def count_rows(path: Path, entry: Format) -> int:
         groups = (about.row_group(number) for number in range(about.num_row_groups))
         nulls = sum(group.column(column).statistics.null_count for group in groups if group.num_rows)
         return int(pq.read_table(path, columns=["id"]).num_rows - nulls)
+    if entry.name == "geojson" and (lines := _feature_lines(path)):
+        return lines
     with pyogrio.open_arrow(path, columns=[], use_pyarrow=True, batch_size=_ROWS) as (meta, reader):
         name = meta["geometry_name"] or "wkb_geometry"
         return sum(batch.num_rows - batch.column(name).null_count for batch in reader)
+
+
+def _feature_lines(path: Path) -> int:
+    """Count the features of a whole GeoJSON that has one per line, as GDAL writes it; 0 where it is not like that.
+
+    Parsing the numbers again would take a third of the time that writing them took.
+    """
+    rows, line = 0, b""
+    with path.open("rb") as file:
+        for line in file:
+            feature = line.startswith(b'{ "type": "Feature"') and line.rstrip(b",\r\n").endswith(b"}")
+            rows += feature and b'"geometry": null' not in line
+    return rows if line.strip() == b"}" else 0
 
 
 def _check_magic(path: Path, entry: Format) -> None:
