@@ -12,14 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from rsgeoseg.contract import Chip
 from rsgeoseg.engine.memory import peak_memory, resident_memory
 from rsgeoseg.errors import UsageError
 
 if TYPE_CHECKING:
-    from rsgeoseg.contract import Segmenter
+    from collections.abc import Sequence
+
+    from rsgeoseg.contract import Chip, Segmenter
     from rsgeoseg.engine.options import PipelineOptions
 
 FIXED_BYTES = 96 << 20
@@ -44,13 +43,17 @@ class Budget:
     """Rows written at once."""
 
 
-def working_memory(segmenter: Segmenter, options: PipelineOptions, dtype: np.dtype[np.generic]) -> int:
-    """Measure what a model takes for a batch, by giving it one of grey chips; bytes above what is held before."""
-    spec, size = segmenter.spec, options.chip_size
-    image = np.full((spec.bands, size, size), 127, dtype)
-    chip = Chip(image=image, valid=np.ones((size, size), np.bool_), gsd=None)
+def working_memory(segmenter: Segmenter, chips: Sequence[Chip], batch_size: int) -> int:
+    """Measure what a model takes for a batch, bytes above what is held before.
+
+    Args:
+        segmenter: the model, as it will run.
+        chips: of the scene to come, since a model takes more where it finds more.
+        batch_size: chips per call.
+    """
     before = resident_memory() or 0
-    segmenter.segment([chip] * options.batch_size)
+    for chip in chips:
+        segmenter.segment([chip] * batch_size)
     return max((peak_memory() or 0) - before, 0)
 
 

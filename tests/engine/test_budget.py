@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsgeoseg.contract import Chip
 from rsgeoseg.engine.budget import FIXED_BYTES, MOST_ROWS, ROW_BYTES, share_out, working_memory
 from rsgeoseg.engine.memory import peak_memory, resident_memory
 from rsgeoseg.engine.options import PipelineOptions, parse_bytes
@@ -63,7 +64,8 @@ def test_what_a_model_takes_is_measured():
             np.ones((2 * (peak_memory() - resident_memory()) + (400 << 20)) // 8)
             return super().segment(chips)
 
-    taken = working_memory(Hungry(spec=oracle_spec(chip_size=64)), options(chip_size=64, overlap=8), np.dtype(np.uint8))
+    chip = Chip(image=np.zeros((3, 64, 64), np.uint8), valid=np.ones((64, 64), bool), gsd=None)
+    taken = working_memory(Hungry(spec=oracle_spec(chip_size=64)), [chip], 2)
     assert taken > 380 << 20
 
 
