@@ -16,7 +16,7 @@ from rsgeoseg.engine.events import Event, RunFinished, StageStarted
 from rsgeoseg.engine.memory import peak_memory
 from rsgeoseg.engine.reader import check_cancel
 from rsgeoseg.engine.record import model_record, rate, scene_record, versions
-from rsgeoseg.engine.run_folder import differences, read_manifest, run_folder
+from rsgeoseg.engine.run_folder import clear_remains, differences, in_words, read_manifest, run_folder
 from rsgeoseg.errors import OutputError
 from rsgeoseg.geo.writers import BATCH_ROWS, load_frame, record_path, write_batches, write_record
 
@@ -113,6 +113,7 @@ class Delivery:
             before = time.perf_counter()
             self._write(table, counts, scene, spec)
             stages["write"] = {"seconds": _since(before), "bytes": self.output.stat().st_size}
+        about = {**about, "resumed_seconds": round(parts.resumed_seconds, 3)}
         record = _record(result, len(table), counts, scene, spec, about=about, start=start)
         if self.output is not None:
             write_record(self.output, record)
@@ -184,8 +185,9 @@ def finished_run(output: Path, identity: dict[str, Any]) -> Delivered | None:
         raise OutputError(msg)
     different = differences(record["identity"], identity)
     if different:
-        msg = f"cannot resume {output}: it is finished, but {'; '.join(different)}; use --overwrite for a new run"
+        msg = f"cannot resume {output}: it is finished, but {in_words(different)}; use --overwrite for a new run"
         raise OutputError(msg)
+    clear_remains(output)
     logger.info("%s is finished: nothing to do", output)
     return Delivered(record, partial(load_frame, output))
 

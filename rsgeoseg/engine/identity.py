@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rsgeoseg.geo.scene import Scene
 
 _PLACES = ("path",)  # the same file may have moved
+_PACE = ("readers", "ahead", "on_chip_error")
+"""Options that decide how fast, and whether at all, but not what is found."""
+_LIBRARIES = ("torch", "numpy", "rasterio", "gdal", "shapely")
 
 
 def run_identity(
@@ -24,7 +27,8 @@ def run_identity(
 ) -> dict[str, Any]:
     """Return the identity of a run as plain JSON values, by section.
 
-    Workers, readers and memory are left out: they decide how fast, not what.
+    Workers, readers and memory are left out: they decide how fast, not what. So is what a failed chip means: a run that
+    stopped at one goes on without it.
 
     Args:
         scene: an open scene; its stretch is found if it was not yet.
@@ -36,7 +40,7 @@ def run_identity(
     place = {name: value for name, value in scene_record(scene).items() if name not in _PLACES}
     if scene.aoi_geometry is not None:
         place["aoi"] = hashlib.sha256(shapely.to_wkb(scene.aoi_geometry)).hexdigest()
-    plan = {name: value for name, value in options.to_dict(spec).items() if name not in ("readers", "ahead")}
+    plan = {name: value for name, value in options.to_dict(spec).items() if name not in _PACE}
     identity = {
         "rsgeoseg": versions()["rsgeoseg"],
         "model": {
@@ -56,3 +60,9 @@ def run_identity(
     }
     plain: dict[str, Any] = to_jsonable(identity)
     return plain
+
+
+def libraries() -> dict[str, str | None]:
+    """Return versions of what computes a result: with another one it may differ in the last digits."""
+    found = versions()
+    return {name: found[name] for name in _LIBRARIES}

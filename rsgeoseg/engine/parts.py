@@ -124,6 +124,11 @@ class FrameParts:
         """None."""
         return ()
 
+    @property
+    def resumed_seconds(self) -> float:
+        """Time that earlier sessions took for the parts that are known: none."""
+        return 0.0
+
     def begin(self) -> Callable[[list[StitchedObject]], None]:
         """A collector of its own for every part."""
         self._part = self.drawing.collector()

@@ -158,14 +158,20 @@ def _work(
             run.report(part.tally)
             if run.parts.due():
                 behind.wait()
-                run.end_part(part)
+                _end_part(run, part, waited)
                 run.report(Tally())
                 part = None
         behind.wait()
         if part is not None:
             run.report(part.tally)
-            run.end_part(part)
-    run.tally.add(waited)
+            _end_part(run, part, waited)
+
+
+def _end_part(run: SceneRun, part: PartRun, waited: Tally) -> None:
+    """Keep a part, with the time that the model waited for it."""
+    part.tally.seconds["wait"] += waited.seconds["wait"]
+    waited.seconds["wait"] = 0.0
+    run.end_part(part)
 
 
 class Behind:
@@ -237,7 +243,8 @@ class SceneRun:
         if behind.any():
             self.report(Tally())
         groups = window_groups(self.plan, self.options.batch_size)
-        return [group for group in groups if not all(behind[window.index] for window in group)]
+        left = [tuple(window for window in group if not behind[window.index]) for group in groups]
+        return [group for group in left if group]
 
     def end_part(self, part: PartRun) -> None:
         """Keep a part that was worked on in this process."""

@@ -1,39 +1,30 @@
 """The run folder ``OUT.rsgeoseg/``: parts of an unfinished run, so that it can go on after a crash.
 
-``manifest.json`` says what run it is; ``journal.jsonl`` has one line for each part, added after the part's two files
-were flushed and renamed; a torn last line is a part that does not count. Every file is checked by its sha256 before it
-is used, and what is damaged is run again. No time of day decides anything, so clocks may jump.
+``manifest.json`` says what run it is, ``lock`` is held while it goes on, the rest are parts (``PartFiles``). No time of
+day decides anything, so clocks may jump.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
-import os
-import shutil
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import pyarrow.parquet as pq
-import shapely
 from filelock import FileLock, Timeout
-from geopandas import GeoDataFrame
 
+from rsgeoseg.engine.identity import libraries
+from rsgeoseg.engine.part_files import PartFiles
 from rsgeoseg.engine.parts import FrameParts, PartEnd
-from rsgeoseg.engine.table import KEY_COLUMNS, ROW_GROUP, Rows, Table
+from rsgeoseg.engine.table import Rows, Table
 from rsgeoseg.errors import OutputError
-from rsgeoseg.geo.commit import staged
+from rsgeoseg.geo.commit import explained, make_folder, staged, sweep_staged
+from rsgeoseg.geo.record import record_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-    from numpy.typing import NDArray
-    from pyproj import CRS
+    from pathlib import Path
 
     from rsgeoseg.engine.collect import Drawing
     from rsgeoseg.engine.table import Piece
@@ -43,7 +34,13 @@ logger = logging.getLogger(__name__)
 
 PART_SECONDS = 5.0
 """A part ends after so long: the most work that a crash can cost."""
-_MANIFEST, _JOURNAL, _LOCK = "manifest.json", "journal.jsonl", "lock"
+_FORMAT = 1
+"""Of the files in the folder."""
+_MANIFEST, _LOCK, _WRITING = "manifest.json", "lock", "writing"
+_TRIES = 10
+"""To take the lock; a run that ends removes it, with its folder, between any two steps of taking it."""
+_SHOWN = 6
+"""Differences that are named one by one."""
 
 
 def run_folder(output: Path) -> Path:
@@ -52,12 +49,18 @@ def run_folder(output: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return what run a folder belongs to; None where there is none, or none that can be read."""
+    """Return the identity of the run that a folder belongs to; None where there is none, or none that can be read."""
+    found = _read_manifest(folder)
+    return None if found is None else found["identity"]
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         found = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    whole = isinstance(found, dict) and isinstance(found.get("identity"), dict)
+    return found if whole else None
 
 
 def differences(then: Any, now: Any, name: str = "") -> list[str]:
@@ -72,20 +75,87 @@ def differences(then: Any, now: Any, name: str = "") -> list[str]:
     return [] if then == now else [f"{name}: {_shown(then)} then, {_shown(now)} now"]
 
 
+def in_words(different: list[str]) -> str:
+    """Put differences into one line."""
+    more = len(different) - _SHOWN
+    return "; ".join(different[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
 def _shown(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One line of the journal."""
+def clear_remains(output: Path) -> None:
+    """Remove what is left of a run that finished and was killed while it cleaned up."""
+    folder = run_folder(output)
+    if folder.is_dir() and not (folder / _MANIFEST).exists():
+        lock = _Lock(folder)
+        with suppress(OutputError):
+            lock.take(output)
+            _clear(folder, lock)
 
-    part: int
-    chips: int
-    vertices: int
-    rows_sha256: str
-    end_sha256: str
+
+def _clear(folder: Path, lock: _Lock) -> None:
+    """Remove a run's files, the lock last; what somebody else put there stays."""
+    with suppress(OSError):
+        (folder / _MANIFEST).unlink(missing_ok=True)  # first: without it nothing is left to resume
+        (folder / _WRITING).unlink(missing_ok=True)
+    PartFiles(folder).clear()
+    lock.remove()
+
+
+class _Lock:
+    """Held while a run goes on; the operating system lets go of it when the process dies, however it dies."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._path = folder, folder / _LOCK
+        self._lock = FileLock(self._path, thread_local=False)  # a run may be closed by another thread
+
+    def take(self, output: Path) -> None:
+        """Make the folder and take it.
+
+        Raises:
+            OutputError: another run holds it, or there can be no lock here.
+        """
+        for _ in range(_TRIES):
+            with explained(self._folder):
+                if self._try():
+                    return
+        msg = f"another run is writing {output}: wait for it, or choose another name"
+        raise OutputError(msg)
+
+    def _try(self) -> bool:
+        """Take it if it is there to be taken, not just being removed by a run that ends."""
+        try:
+            make_folder(self._folder)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        except (FileExistsError, FileNotFoundError):
+            if self._folder.is_file():
+                raise
+            return False
+        if self._path.exists():
+            return True
+        self._lock.release()
+        return False
+
+    def release(self) -> None:
+        """Let go of it."""
+        self._lock.release()
+
+    def remove(self) -> None:
+        """Remove it and the folder, which is empty but for it, unless another run has it by then."""
+        try:
+            self._path.unlink(missing_ok=True)  # still held: whoever takes it later takes a new one
+            self._lock.release()
+        except PermissionError:  # Windows removes no open file
+            self._lock.release()
+            with suppress(OSError):
+                self._path.unlink()
+        with suppress(OSError):
+            self._folder.rmdir()
 
 
 class RunFolder(FrameParts):
@@ -96,7 +166,8 @@ class RunFolder(FrameParts):
         identity: all that decides the result, plain JSON values.
         drawing: how objects become rows.
         resume: go on with what is there.
-        overwrite: throw away what is there.
+        overwrite: throw away what is there, where it is not resumed.
+        keep_failed: count parts in which chips failed; else they are run again.
 
     Raises:
         OutputError: another run works on this output; an unfinished run is there and neither ``resume`` nor
@@ -104,61 +175,79 @@ class RunFolder(FrameParts):
     """
 
     def __init__(
-        self, output: Path, identity: Mapping[str, Any], drawing: Drawing, *, resume: bool, overwrite: bool
+        self,
+        output: Path,
+        identity: Mapping[str, Any],
+        drawing: Drawing,
+        *,
+        resume: bool,
+        overwrite: bool,
+        keep_failed: bool = True,
     ) -> None:
         super().__init__(drawing)
         self._output, self._identity = output, json.loads(json.dumps(identity))
         self._folder = run_folder(output)
-        self._resume, self._overwrite = resume, overwrite
-        self._lock = FileLock(self._folder / _LOCK)
-        self._entries: list[_Entry] = []
-        self._begun = 0.0
+        self._resume, self._overwrite, self._keep_failed = resume, overwrite, keep_failed
+        self._lock = _Lock(self._folder)
+        self._files = PartFiles(self._folder)
+        self._replaces = False
+        self._session = 1
+        self._start = self._begun = time.monotonic()
         self._active = False
 
     def __enter__(self) -> Self:
-        with self._explained():
-            self._folder.mkdir(exist_ok=True)
-            self._take_lock()
-            try:
-                self._settle()
-            except BaseException:
+        self._lock.take(self._output)
+        try:
+            self._settle()
+        except BaseException:
+            if self._files.entries or _read_manifest(self._folder) is not None:
                 self._lock.release()
-                raise
+            else:
+                self.remove()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._active:
-            if not self._entries:
+            if not self._files.entries:
                 self.remove()
             elif kind is not None:
-                chips = sum(entry.chips for entry in self._entries)
-                logger.warning("%d chips of %s are kept: --resume goes on from there", chips, self._output.name)
+                text = "%d chips of %s are kept: --resume goes on from there"
+                logger.warning(text, self._files.chips, self._output.name)
         self._lock.release()
 
     def remove(self) -> None:
         """Forget everything: the result is written, or nothing was done."""
         self._active = False
-        self._lock.release()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _clear(self._folder, self._lock)
 
     def known(self) -> Iterator[PartEnd]:
         """Parts on disk that are whole; the others are forgotten, to be run again."""
         good = []
         seen: set[int] = set()
-        for entry in self._entries:
-            end = self._read(entry)
+        for entry in self._files.entries:
+            end = self._files.read_end(entry)
             windows = set() if end is None else set(end.remainder.windows.tolist())
             if end is None or seen & windows:
                 text = "%s: part %d was cut short or altered; its %d chips are run again"
                 logger.warning(text, self._folder.name, entry.part, entry.chips)
-                continue
-            seen |= windows
-            good.append(entry)
-            yield end
-        if len(good) < len(self._entries):
-            self._entries = good
-            with self._explained():
-                self._write_journal()
+            elif end.tally.failed and not self._keep_failed:
+                text = "%s: %d chips of part %d failed; its %d chips are run again"
+                logger.warning(text, self._folder.name, len(end.tally.failed), entry.part, entry.chips)
+            else:
+                seen |= windows
+                good.append(entry)
+                yield end
+        self._files.keep_only(good)
+
+    @property
+    def resumed_seconds(self) -> float:
+        """Time that earlier sessions took for the parts they left."""
+        sessions: dict[int, float] = {}
+        for entry in self._files.entries:
+            if entry.session < self._session:
+                sessions[entry.session] = max(entry.seconds, sessions.get(entry.session, 0.0))
+        return sum(sessions.values())
 
     def begin(self) -> Callable[[list[StitchedObject]], None]:
         """Start the clock of a part."""
@@ -182,7 +271,7 @@ class RunFolder(FrameParts):
         Raises:
             OutputError: the disk is full or gone; parts written before stay.
         """
-        self._write_part(rows.to_bytes(), end.to_bytes(), end)
+        self._add(rows.to_bytes(), end.to_bytes(), end)
 
     def keep_encoded(self, drawn: bytes, rest: bytes) -> PartEnd:
         """Write a part that another process worked on, as it came.
@@ -191,136 +280,88 @@ class RunFolder(FrameParts):
             OutputError: as ``keep``.
         """
         end = PartEnd.from_bytes(rest)
-        self._write_part(drawn, rest, end)
+        self._add(drawn, rest, end)
         return end
 
-    def _write_part(self, drawn: bytes, rest: bytes, end: PartEnd) -> None:
-        number = 1 + max((entry.part for entry in self._entries), default=0)
-        for path, data in ((self._rows_path(number), drawn), (self._end_path(number), rest)):
-            with staged(path, overwrite=True, need=len(data)) as temporary:
-                temporary.write_bytes(data)
-        entry = _Entry(
-            part=number,
-            chips=end.tally.chips,
-            vertices=end.tally.vertices,
-            rows_sha256=hashlib.sha256(drawn).hexdigest(),
-            end_sha256=hashlib.sha256(rest).hexdigest(),
-        )
-        with self._explained(), (self._folder / _JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(asdict(entry)) + "\n")
-            journal.flush()
-            os.fsync(journal.fileno())
-        self._entries.append(entry)
+    def _add(self, drawn: bytes, rest: bytes, end: PartEnd) -> None:
+        self._files.add(drawn, rest, end, session=self._session, seconds=time.monotonic() - self._start)
 
     def table(self) -> Table:
-        """Return the rows of all parts in one order; they stay on disk until they are read."""
-        pieces: list[Piece] = [_DiskRows(self._rows_path(entry.part), entry.vertices, self.drawing.empty.crs) for entry in self._entries]
-        return Table([*pieces, *self._pieces, self._across.finish()], self.drawing.empty)
+        """Return the rows of all parts in one order; they stay on disk until they are read.
 
-    def _take_lock(self) -> None:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            msg = f"another run is writing {self._output}: wait for it, or choose another name"
-            raise OutputError(msg) from None
-        if not (self._folder / _LOCK).exists():  # the run that held it has just finished and removed the folder
-            self._lock.release()
-            self._folder.mkdir(exist_ok=True)
-            self._lock.acquire(timeout=0)
+        Raises:
+            OutputError: the output appeared while the run went on, or a part was lost.
+        """
+        self._check_output()
+        with explained(self._folder):
+            (self._folder / _WRITING).touch()
+        pieces: list[Piece] = [*self._files.rows(self.drawing.empty.crs), *self._pieces, self._across.finish()]
+        return Table(pieces, self.drawing.empty)
 
     def _settle(self) -> None:
         """Decide what becomes of an earlier run's parts."""
-        manifest, entries = read_manifest(self._folder), self._read_journal()
+        for path in (self._output, record_path(self._output)):
+            sweep_staged(path)
+        self._files.load()
+        manifest = _read_manifest(self._folder)
         if manifest is not None and self._resume:
-            different = differences(manifest, self._identity)
-            if different:
-                msg = f"cannot resume {self._output}: {'; '.join(different)}; give the same again, or --overwrite"
-                raise OutputError(msg)
-            self._entries = entries
-        elif manifest is not None and entries and not self._overwrite:
-            chips = sum(entry.chips for entry in entries)
+            self._go_on(manifest)
+        elif self._files.entries and not self._overwrite:
+            raise OutputError(self._refusal(manifest))
+        else:
+            self._start_anew()
+        self._active = True
+
+    def _go_on(self, manifest: dict[str, Any]) -> None:
+        """Take an earlier run's parts."""
+        now = {"format": _FORMAT, **self._identity}
+        different = differences({"format": manifest.get("format"), **manifest["identity"]}, now)
+        if different:
             msg = (
-                f"{self._folder} holds an unfinished run ({chips} chips done): --resume goes on with it, --overwrite"
-                " starts anew"
+                f"cannot resume {self._output}: {in_words(different)}; give the same again, or start anew with"
+                " --overwrite in place of --resume"
             )
             raise OutputError(msg)
-        self._active = True
-        self._sweep()
-        text = json.dumps(self._identity, indent=1)
+        self._replaces = bool(manifest.get("replaces"))
+        self._check_output()
+        other = differences(manifest.get("libraries"), libraries())
+        if other and self._files.entries:
+            logger.warning("%s: %s: results may differ in the last digits", self._output.name, in_words(other))
+        self._session += max((entry.session for entry in self._files.entries), default=0)
+        self._files.keep_only(self._files.entries)
+
+    def _start_anew(self) -> None:
+        """Remove what is there; the old parts stop to count before the folder gets its new meaning."""
+        self._replaces = self._overwrite or self._output.exists()
+        self._files.keep_only([])
+        (self._folder / _WRITING).unlink(missing_ok=True)
+        manifest = {
+            "format": _FORMAT,
+            "replaces": self._replaces,
+            "libraries": libraries(),
+            "identity": self._identity,
+        }
+        text = json.dumps(manifest, indent=1)
         with staged(self._folder / _MANIFEST, overwrite=True, need=len(text)) as temporary:
             temporary.write_text(text, encoding="utf-8")
-        self._write_journal()
 
-    def _sweep(self) -> None:
-        """Remove files that no line of the journal names: of parts that were cut off, or of a run that was given up."""
-        named = {path for entry in self._entries for path in (self._rows_path(entry.part), self._end_path(entry.part))}
-        for path in self._folder.iterdir():
-            if path.name not in (_MANIFEST, _JOURNAL, _LOCK) and path not in named:
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
-
-    def _read_journal(self) -> list[_Entry]:
-        try:
-            text = (self._folder / _JOURNAL).read_bytes().decode("utf-8", "replace")
-        except OSError:
-            return []
-        entries = []
-        for line in text.splitlines():
-            try:
-                entries.append(_Entry(**json.loads(line)))
-            except (ValueError, TypeError):
-                logger.debug("%s: a line of the journal is torn: %.60s", self._folder.name, line)
-        return entries
-
-    def _write_journal(self) -> None:
-        text = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._entries)
-        with staged(self._folder / _JOURNAL, overwrite=True, need=len(text)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-    def _read(self, entry: _Entry) -> PartEnd | None:
-        """Read the end of a part; None where one of its files is not what was written."""
-        try:
-            rest, drawn = self._end_path(entry.part).read_bytes(), self._rows_path(entry.part).read_bytes()
-        except OSError:
-            return None
-        good = (hashlib.sha256(rest).hexdigest(), hashlib.sha256(drawn).hexdigest())
-        return PartEnd.from_bytes(rest) if good == (entry.end_sha256, entry.rows_sha256) else None
-
-    def _rows_path(self, number: int) -> Path:
-        return self._folder / f"part-{number:06d}.parquet"
-
-    def _end_path(self, number: int) -> Path:
-        return self._folder / f"part-{number:06d}.npz"
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            msg = f"cannot write {self._folder}: {error.strerror or error}; choose another place for the output"
-            raise OutputError(msg) from error
-
-
-class _DiskRows:
-    """The rows of one part, on disk."""
-
-    def __init__(self, path: Path, vertices: int, crs: CRS | None) -> None:
-        self._file, self._crs = path, crs
-        self.vertices = vertices
-        self.keys: NDArray[np.float64] = np.stack(
-            [column.to_numpy() for column in pq.read_table(path, columns=list(KEY_COLUMNS)).columns], axis=1
+    def _refusal(self, manifest: dict[str, Any] | None) -> str:
+        if manifest is None:
+            return (
+                f"{self._folder} holds {self._files.chips} chips of a run, but its {_MANIFEST} cannot be read, so that"
+                " nobody knows which run: --overwrite starts anew"
+            )
+        return (
+            f"{self._folder} holds an unfinished run ({self._files.chips} chips done): --resume goes on with it,"
+            " --overwrite starts anew"
         )
 
-    def read(self, start: int, stop: int) -> GeoDataFrame:
-        """Read the row groups that hold the rows."""
-        first, last = start // ROW_GROUP, -(-stop // ROW_GROUP)
-        with pq.ParquetFile(self._file) as file:
-            arrow = file.read_row_groups(list(range(first, last)))
-        frame = GeoDataFrame(
-            arrow.drop_columns([*KEY_COLUMNS, "geometry"]).to_pandas(),
-            geometry=shapely.from_wkb(arrow["geometry"].to_numpy()),
-            crs=self._crs,
-        )
-        return frame.iloc[start - first * ROW_GROUP : stop - first * ROW_GROUP]
+    def _check_output(self) -> None:
+        """Refuse to replace a file that the user did not say may be, unless this run has been writing it.
+
+        Raises:
+            OutputError: it would be.
+        """
+        if self._output.exists() and not self._replaces and not (self._folder / _WRITING).exists():
+            msg = f"{self._output} appeared after the run to it began: move it away, then --resume goes on"
+            raise OutputError(msg)

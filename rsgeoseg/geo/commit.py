@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -29,6 +30,8 @@ WRITE_ERRORS = (OSError, RuntimeError, RasterioError, CPLE_BaseError, sqlite3.Er
 """What GDAL (through pyogrio and rasterio), Arrow and the file system raise when a file cannot be written."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = ("no space left", "disk is full", "disk full", "file too large", "quota exceeded")
+_STEM = 60
+"""Letters of a file's name that go into the name of its hidden folder, which has a limit of its own."""
 _LEAST_FREE = 64 * 1024
 """Bytes that must be free before the work starts: room for the smallest result and its record."""
 
@@ -57,7 +60,7 @@ def staged(
     """
     folder: Path | None = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{final.name[:60]}.", suffix=".part", dir=final.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{final.name[:_STEM]}.", suffix=".part", dir=final.parent))
         yield folder / final.name
         _publish(folder, final, overwrite=overwrite, parts=parts, leftovers=leftovers)
     except WRITE_ERRORS as error:
@@ -65,6 +68,48 @@ def staged(
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_staged(final: Path) -> None:
+    """Remove the hidden folders that killed writers of a file left behind.
+
+    Call it only where nobody else can be writing that file.
+    """
+    if len(final.name) > _STEM:  # another file's name may begin alike
+        return
+    ours = re.compile(rf"\.{re.escape(final.name)}\.[a-z0-9_]{{8}}\.part")  # as ``mkdtemp`` names them
+    with suppress(OSError):
+        for path in list(final.parent.iterdir()):
+            if ours.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, where there is none, that a power cut does not take away again.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.mkdir(exist_ok=True)
+    with suppress(OSError):  # as in ``_publish``
+        _flush(path.parent)
+
+
+@contextmanager
+def explained(final: Path, need: int = 0) -> Iterator[None]:
+    """Put what goes wrong with a file into one line.
+
+    Args:
+        final: the file.
+        need: about how many bytes it takes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        raise OutputError(_explain(error, final, need)) from error
 
 
 def check_target(final: Path, *, overwrite: bool, parts: Sequence[str] = (), need: int = 0) -> None:
@@ -77,7 +122,7 @@ def check_target(final: Path, *, overwrite: bool, parts: Sequence[str] = (), nee
     try:
         _check_names(final, overwrite=overwrite, parts=parts)
         # Permission bits do not tell about read-only disks, quotas or root: only trying does.
-        Path(tempfile.mkdtemp(prefix=f".{final.name[:60]}.", suffix=".part", dir=final.parent)).rmdir()
+        Path(tempfile.mkdtemp(prefix=f".{final.name[:_STEM]}.", suffix=".part", dir=final.parent)).rmdir()
         free = shutil.disk_usage(final.parent).free
     except OSError as error:
         raise OutputError(_explain(error, final, max(need, _LEAST_FREE))) from error
@@ -138,7 +183,7 @@ def _publish(folder: Path, final: Path, *, overwrite: bool, parts: Sequence[str]
 
 def _flush(path: Path) -> None:
     """Have the operating system write a file or folder to its disk."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes what it may write
     try:
         os.fsync(handle)
     finally:

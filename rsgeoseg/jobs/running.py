@@ -277,7 +277,15 @@ def _parts(job: RunJob, drawing: Drawing, identity: dict[str, Any]) -> Iterator[
     if job.output is None:
         yield FrameParts(drawing)
         return
-    with RunFolder(Path(job.output), identity, drawing, resume=job.resume, overwrite=job.overwrite) as folder:
+    folder = RunFolder(
+        Path(job.output),
+        identity,
+        drawing,
+        resume=job.resume,
+        overwrite=job.overwrite,
+        keep_failed=job.on_chip_error == "skip",
+    )
+    with folder:
         yield folder
 
 
