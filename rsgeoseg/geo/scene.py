@@ -17,6 +17,7 @@ from rsgeoseg.geo.bands import choose_bands
 from rsgeoseg.geo.buffers import ArrayPool
 from rsgeoseg.geo.opening import READ_ERRORS
 from rsgeoseg.geo.raster import inspect_raster
+from rsgeoseg.geo.source import SourceInfo
 from rsgeoseg.geo.stretch import Stretch, estimate_stretch, parse_stretch
 from rsgeoseg.geo.tiles import Tile, TileCache, cache_layout
 from rsgeoseg.geo.windows import Box
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from xarray import DataArray
 
     from rsgeoseg.geo.grid import GeoGrid
-    from rsgeoseg.geo.source import SourceInfo
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _READ_ERRORS = (*READ_ERRORS, OSError, RuntimeError)
 class SceneOptions:
     """How a scene is opened: all that is needed to open it again."""
 
-    source: str | os.PathLike[str] | DataArray
+    source: str | os.PathLike[str] | DataArray | SourceInfo
     bands: tuple[int, ...] | None = None
     stretch: str = "auto"
     gsd: float | None = None
@@ -242,7 +242,7 @@ class Scene:
         return Chip(image=shown, valid=seen, gsd=None if self._gsd is None else self._gsd * factor)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return JSON values that change when the scene does: for files size, modification time and a hash of the ends."""
+        """Return JSON values that change when the scene does: for files size, time of change and a hash of the ends."""
         return self._info.fingerprint()
 
     def to_dict(self) -> dict[str, Any]:
@@ -401,16 +401,19 @@ class Scene:
         return Chip(image=image, valid=valid, gsd=self._gsd)
 
 
-def inspect_source(source: str | os.PathLike[str] | DataArray) -> SourceInfo:
+def inspect_source(source: str | os.PathLike[str] | DataArray | SourceInfo) -> SourceInfo:
     """Check what a scene is to be made of; read no pixel.
 
     Raises:
         SceneError: anything that makes it unusable.
     """
+    if isinstance(source, SourceInfo):  # checked before, as a pickled scene brings it
+        return source
     kind = type(source).__module__.partition(".")[0]
     if kind == "xarray":
         if type(source).__name__ != "DataArray":
-            msg = f'an xarray {type(source).__name__} is no scene: pick a variable, data["NAME"], or data.to_array("band")'
+            kind = type(source).__name__
+            msg = f'an xarray {kind} is no scene: pick a variable, data["NAME"], or data.to_array("band")'
             raise SceneError(msg)
         from rsgeoseg.geo.arrays import inspect_array  # noqa: PLC0415  (xarray takes a second to import)
 

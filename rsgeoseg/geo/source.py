@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class PixelReader(Protocol):
         """Let go of files and memory; reading again takes them again."""
 
 
+@runtime_checkable
 class SourceInfo(Protocol):
     """What is known of a source before a pixel is read, checked."""
 
