@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""Times a chip is read before it counts as failed."""
+"""Times a chip of a local scene is read before it counts as failed; scenes on servers try again by themselves."""
+REMOTE_READERS = 8
+"""Threads for a scene on a server: they wait for answers nearly all of the time."""
 _POLL_SECONDS = 0.1  # how late a cancel may be noticed while waiting for a reader
 
 
@@ -64,8 +66,8 @@ def read_ahead(
     Args:
         scene: read by several threads at once; it keeps a handle per thread.
         windows: in the order wanted.
-        readers: threads.
-        ahead: windows read or being read that were not yet yielded; bounds the memory.
+        readers: threads, of a local scene.
+        ahead: windows read or being read that were not yet yielded; bounds the memory, and the threads.
         cancel: set by the user to stop.
 
     Yields:
@@ -76,7 +78,8 @@ def read_ahead(
     """
     pending = iter(windows)
     queue: deque[Future[ReadChip]] = deque()
-    with ThreadPoolExecutor(readers, thread_name_prefix="rsgeoseg-read", initializer=keep_gdal_env) as pool:
+    threads = max(readers, min(ahead, REMOTE_READERS)) if scene.is_remote else readers
+    with ThreadPoolExecutor(threads, thread_name_prefix="rsgeoseg-read", initializer=keep_gdal_env) as pool:
         try:
             queue.extend(pool.submit(_read, scene, window) for window in islice(pending, ahead))
             while queue:
@@ -87,17 +90,20 @@ def read_ahead(
         finally:
             for future in queue:
                 future.cancel()
+            if queue and scene.is_remote:
+                scene.close()  # nobody waits for the pauses between attempts
 
 
 def _read(scene: Scene, window: Window) -> ReadChip:
     start = time.perf_counter()
     if scene.is_empty(window.read):
         return ReadChip(window=window, chip=None, seconds=time.perf_counter() - start)
-    for attempt in range(1, ATTEMPTS + 1):
+    attempts = 1 if scene.is_remote else ATTEMPTS
+    for attempt in range(1, attempts + 1):
         try:
             chip = scene.read(window.read)
         except WindowError as error:
-            if attempt == ATTEMPTS:
+            if attempt == attempts:
                 return ReadChip(window=window, chip=None, error=error, seconds=time.perf_counter() - start)
             logger.debug("chip %d: attempt %d failed: %s", window.index, attempt, error)
         else:

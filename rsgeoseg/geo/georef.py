@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from rasterio.control import GroundControlPoint
     from rasterio.io import DatasetReader
 
+    from rsgeoseg.geo.remote import RemoteFile
+
 logger = logging.getLogger(__name__)
 
 MAX_GCP_RESIDUAL = 2.0
 """Pixels by which a ground-control point may miss the affine fitted to all of them."""
 
 
-def read_grid(dataset: DatasetReader, path: Path) -> GeoGrid:
+def read_grid(dataset: DatasetReader, path: Path | RemoteFile) -> GeoGrid:
     """Return a raster's grid; the full affine is kept, whether rotated, sheared or south-up.
 
     Ground-control points become the affine that fits them best. Without any georeference the world is pixel
@@ -50,7 +52,7 @@ def read_grid(dataset: DatasetReader, path: Path) -> GeoGrid:
         raise SceneError(msg) from error
 
 
-def fit_gcps(points: Sequence[GroundControlPoint], path: Path) -> Affine:
+def fit_gcps(points: Sequence[GroundControlPoint], path: Path | RemoteFile) -> Affine:
     """Fit an affine to ground-control points by least squares.
 
     Raises:

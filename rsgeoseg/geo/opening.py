@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,11 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rsgeoseg.errors import SceneError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rasterio.io import DatasetReader
+
+    from rsgeoseg.geo.remote import RemoteFile
 
 DRIVERS = {
     ".tif": "GTiff",
@@ -53,30 +57,32 @@ GDAL_CACHE_BYTES = 32 << 20
 READ_ERRORS = (RasterioError, CPLE_BaseError, UnicodeDecodeError)
 """What rasterio raises for a bad file: its own errors, GDAL's as they are in places, those of text that is none."""
 
-_MAGIC = {
+MAGIC = {
     "GTiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "PNG": (b"\x89PNG",),
     "JPEG": (b"\xff\xd8\xff",),
     "JP2OpenJPEG": (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"),
 }
+"""How files of each driver begin."""
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _open_lock = threading.Lock()
 
 
-def gdal_env(cache_bytes: int = GDAL_CACHE_BYTES) -> Any:
+def gdal_env(cache_bytes: int = GDAL_CACHE_BYTES, **settings: str) -> Any:
     """Return the GDAL settings that every open and read of this package runs under.
 
     Folders are not listed (slow on shares, and a folder may hold anything); sidecars are still found by name.
 
     Args:
         cache_bytes: GDAL's block cache, which the whole process shares.
+        settings: further ones, which go before these.
     """
-    options = {
-        "GDAL_CACHEMAX": cache_bytes,
+    usual = {
         "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
         "GDAL_VRT_ENABLE_PYTHON": "NO",
         "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # that path returns stray memory for a truncated file, without an error
     }
+    options = {"GDAL_CACHEMAX": cache_bytes, **usual, **settings}
     if hasenv() and options.items() <= getenv().items():
         return nullcontext()
     return rasterio.Env(**options)
@@ -103,7 +109,7 @@ def plain_path(source: str | os.PathLike[str], what: str = "scene") -> Path:
         msg = f"{what} {shown.splitlines()[0]!r} is not a path: give the name of a file"
         raise SceneError(msg)
     if _URL.match(text):
-        msg = f"{what} {_without_secrets(shown)} is a URL, which cannot be opened yet: download it and give the file"
+        msg = f"{what} {_without_secrets(shown)} is a URL of a kind that is not opened: download it and give the file"
         raise SceneError(msg)
     path = Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111  (Path.resolve would follow links)
     if path.as_posix().lower().startswith("/vsi"):
@@ -136,7 +142,7 @@ def driver_for(path: Path) -> str:
 def has_magic(path: Path, driver: str) -> bool:
     """Whether a file begins as files of this driver do."""
     with path.open("rb") as file:
-        return file.read(16).startswith(_MAGIC[driver])
+        return file.read(16).startswith(MAGIC[driver])
 
 
 def open_dataset(path: Path, driver: str) -> DatasetReader:
@@ -145,14 +151,21 @@ def open_dataset(path: Path, driver: str) -> DatasetReader:
     Raises:
         SceneError: the driver cannot open it.
     """
-    # The lock is for warnings.catch_warnings, which is not made for threads; a missing CRS is reported by Scene.
-    with _open_lock, warnings.catch_warnings(), gdal_env():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with unwarned(), gdal_env():
         try:
             return rasterio.open(path, driver=driver)
         except READ_ERRORS as error:
             msg = f"{path} cannot be opened as {driver}: {reason(error, path)}; check that it is complete"
             raise SceneError(msg) from error
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Keep rasterio from warning of a missing georeference, which is reported by Scene; for one thread at a time."""
+    # The lock is for warnings.catch_warnings, which is not made for threads.
+    with _open_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
 
 
 def reason(error: Exception, path: Path) -> str:
@@ -182,8 +195,14 @@ def check_sidecars(path: Path) -> None:
             raise SceneError(msg)
 
 
-def check_caps(dataset: DatasetReader, path: Path, driver: str) -> None:
+def check_caps(dataset: DatasetReader, path: Path | RemoteFile, driver: str, size: int) -> None:
     """Refuse rasters whose header asks for more than a scene can be, before reading a pixel.
+
+    Args:
+        dataset: just opened.
+        path: for the message.
+        driver: that opened it.
+        size: bytes of the file.
 
     Raises:
         SceneError: naming the file, the figure and the cap.
@@ -212,7 +231,6 @@ def check_caps(dataset: DatasetReader, path: Path, driver: str) -> None:
         )
         raise SceneError(msg)
     declared = width * height * count * item
-    size = path.stat().st_size
     sparse_possible = driver == "VRT" or (driver == "GTiff" and block <= SAFE_BLOCK_BYTES)
     if not sparse_possible and declared > MAX_RATIO * max(size, 1):
         msg = f"{path} declares {declared} bytes of pixels in {size} bytes of file: it is damaged or made to do harm"

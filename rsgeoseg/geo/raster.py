@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
     from rsgeoseg.geo.grid import GeoGrid
+    from rsgeoseg.geo.remote import RemoteFile
     from rsgeoseg.geo.windows import Box
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,11 @@ class RasterInfo:
         return ()
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """GDAL's settings while it is read, beside those of ``opening.gdal_env``."""
+        return {}
+
+    @property
     def recipe(self) -> str:
         """The absolute path, because another process may stand in another folder."""
         return str(self.path)
@@ -144,28 +150,38 @@ def inspect_raster(source: str | os.PathLike[str]) -> RasterInfo:
         raise SceneError(msg) from error
     with opening.open_dataset(path, driver) as dataset:
         try:
-            return _read_header(dataset, path, driver, tuple(sources))
+            header = read_header(dataset, path, driver, path.stat().st_size)
         except opening.READ_ERRORS as error:
             msg = f"{path} has a damaged header: {opening.reason(error, path)}; fetch it again"
             raise SceneError(msg) from error
+    return RasterInfo(path=path, driver=driver, sources=tuple(sources), **header)
 
 
-def _read_header(dataset: DatasetReader, path: Path, driver: str, sources: tuple[Path, ...]) -> RasterInfo:
-    opening.check_caps(dataset, path, driver)
+def read_header(dataset: DatasetReader, path: Path | RemoteFile, driver: str, size: int) -> dict[str, Any]:
+    """Return the fields of a ``RasterInfo`` that a header gives, checked.
+
+    Args:
+        dataset: just opened.
+        path: for messages.
+        driver: that opened it.
+        size: bytes of the file.
+
+    Raises:
+        SceneError: larger than a scene can be, or without a usable grid.
+        opening.READ_ERRORS: the header is damaged.
+    """
+    opening.check_caps(dataset, path, driver, size)
     rows, cols = dataset.block_shapes[0]
-    return RasterInfo(
-        path=path,
-        driver=driver,
-        grid=read_grid(dataset, path),
-        count=dataset.count,
-        dtypes=tuple(dataset.dtypes),
-        nodata=tuple(dataset.nodatavals),
-        flags=tuple(frozenset(flags) for flags in dataset.mask_flag_enums),
-        colors=tuple(dataset.colorinterp),
-        block=(rows, cols),
-        has_overviews=bool(dataset.overviews(1)),
-        sources=sources,
-    )
+    return {
+        "grid": read_grid(dataset, path),
+        "count": dataset.count,
+        "dtypes": tuple(dataset.dtypes),
+        "nodata": tuple(dataset.nodatavals),
+        "flags": tuple(frozenset(flags) for flags in dataset.mask_flag_enums),
+        "colors": tuple(dataset.colorinterp),
+        "block": (rows, cols),
+        "has_overviews": bool(dataset.overviews(1)),
+    }
 
 
 class HandlePool:
@@ -174,11 +190,11 @@ class HandlePool:
     Args:
         open_handle: opens one.
         serial: never more than one, because the codec reads from top to bottom.
-        cache_bytes: GDAL's block cache while reading.
+        settings: GDAL's while opening and reading, as ``opening.gdal_env`` takes them.
     """
 
-    def __init__(self, open_handle: Callable[[], Any], *, serial: bool, cache_bytes: int) -> None:
-        self._open, self._serial, self._cache_bytes = open_handle, serial, cache_bytes
+    def __init__(self, open_handle: Callable[[], Any], *, serial: bool, settings: dict[str, Any]) -> None:
+        self._open, self._serial, self._settings = open_handle, serial, settings
         self._forget()
 
     def _forget(self) -> None:
@@ -201,7 +217,7 @@ class HandlePool:
 
     @contextmanager
     def _lend(self) -> Iterator[Any]:
-        with opening.gdal_env(self._cache_bytes):
+        with opening.gdal_env(**self._settings):
             with self._lock:
                 handle = self._idle.pop() if self._idle else None
             handle = handle or self._open()
@@ -241,15 +257,15 @@ class Raster:
         self._by_mask = not self._by_nodata and not any(MaskFlags.all_valid in flag for flag in flags)
         self._is_float = not np.issubdtype(self.dtype, np.integer)
         serial = info.driver in opening.SERIAL_DRIVERS
-        cache = self._gdal_cache_bytes()
-        self._files = HandlePool(self._open_file, serial=serial, cache_bytes=cache)
+        settings = {"cache_bytes": self._gdal_cache_bytes(), **info.settings}
+        self._files = HandlePool(self._open_file, serial=serial, settings=settings)
         self._pool = ArrayPool()
         self._blank: BlankBlocks | None = None
         if info.driver == "GTiff" and info.file is not None and factors is None and self._by_nodata:
             self._blank = BlankBlocks(info.file, info.block, self.bands)
         self._pixels = self._files
         if factors is not None:
-            self._pixels = HandlePool(self._open_warped, serial=serial, cache_bytes=cache)
+            self._pixels = HandlePool(self._open_warped, serial=serial, settings=settings)
 
     @property
     def always_valid(self) -> bool:

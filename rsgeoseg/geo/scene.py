@@ -17,6 +17,8 @@ from rsgeoseg.geo.bands import choose_bands
 from rsgeoseg.geo.buffers import ArrayPool
 from rsgeoseg.geo.opening import READ_ERRORS
 from rsgeoseg.geo.raster import inspect_raster
+from rsgeoseg.geo.remote import is_remote
+from rsgeoseg.geo.remote_raster import RemoteInfo, inspect_remote
 from rsgeoseg.geo.source import SourceInfo
 from rsgeoseg.geo.stretch import Stretch, estimate_stretch, parse_stretch
 from rsgeoseg.geo.tiles import Tile, TileCache, cache_layout
@@ -108,8 +110,9 @@ class Scene:
         """Open a raster; no pixel is read.
 
         Args:
-            source: path of a GeoTIFF or COG (.tif .tiff), VRT, JPEG 2000 (.jp2), PNG or JPEG (with a world file); or an
-                xarray ``DataArray``, in memory or lazy.
+            source: path of a GeoTIFF or COG (.tif .tiff), VRT, JPEG 2000 (.jp2), PNG or JPEG (with a world file); the
+                address of a COG or JPEG 2000 on a server (``https://``, ``s3://``, see docs/remote.md); or an xarray
+                ``DataArray``, in memory or lazy.
             bands: band numbers from 1, as many as the model takes; None = a sensible choice, see ``choose_bands``.
             stretch: ``auto``, ``none``, ``percentile:2,98`` or ``minmax:0,3000``.
             gsd: resample to so many metres per pixel on the ground, along rows and columns; None = as in the file.
@@ -149,6 +152,11 @@ class Scene:
     def name(self) -> str:
         """File name without its folder, or the name of an array."""
         return self._info.name
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is read from a server, which waits for answers more than it computes: several readers help."""
+        return isinstance(self._info, RemoteInfo)
 
     @property
     def source_grid(self) -> GeoGrid:
@@ -228,9 +236,7 @@ class Scene:
         try:
             raw, raw_valid = self._raster.read_decimated(self._crop, rows, cols)
         except _READ_ERRORS as error:
-            msg = (
-                f"{self.location} cannot be read for an overview: {self._info.reason(error)}; check that it is complete"
-            )
+            msg = f"{self.location} cannot be read for an overview: {self._why(error)}"
             raise SceneError(msg) from error
         image, valid = self._finish(raw, raw_valid)
         inside = None if self._area is None else self._area.valid(whole, (rows, cols))
@@ -384,9 +390,12 @@ class Scene:
             return self._load_tile(box)
         except _READ_ERRORS as error:
             place = f"x {asked.x0}-{asked.x1}, y {asked.y0}-{asked.y1}"
-            why = self._info.reason(error)
-            msg = f"{self.location}: window {place} cannot be read: {why}; check that the file is complete"
+            msg = f"{self.location}: window {place} cannot be read: {self._why(error)}"
             raise WindowError(msg) from error
+
+    def _why(self, error: Exception) -> str:
+        why = self._info.reason(error)
+        return f"{why}; check that the file is complete" if self.path is not None else why
 
     @property
     def _out_dtype(self) -> np.dtype[Any]:
@@ -418,4 +427,6 @@ def inspect_source(source: str | os.PathLike[str] | DataArray | SourceInfo) -> S
         from rsgeoseg.geo.arrays import inspect_array  # noqa: PLC0415  (xarray takes a second to import)
 
         return inspect_array(source)  # type: ignore[arg-type]
-    return inspect_raster(source)  # type: ignore[arg-type]
+    if is_remote(source):
+        return inspect_remote(source)
+    return inspect_raster(source)

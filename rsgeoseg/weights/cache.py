@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from rsgeoseg.errors import WeightsError
+from rsgeoseg.network import OFFLINE, is_offline
 from rsgeoseg.weights.download import Progress, download, partial_path, sha256_of
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 FOLDER = "RSGEOSEG_CACHE"
 """Environment variable: the folder of the cache."""
-OFFLINE = "RSGEOSEG_OFFLINE"
-"""Environment variable: 1 = never use the network."""
 MIRROR = "RSGEOSEG_MIRROR"
 """Environment variable: address of a folder that holds the files under their names."""
 
@@ -88,7 +87,7 @@ def fetch(
     if path.is_file():
         verify(card, again=False)
         return path
-    if _is_offline() if offline is None else offline:
+    if is_offline() if offline is None else offline:
         msg = (
             f"{card.id} is not in the cache and the network is switched off (--offline or {OFFLINE}): put {card.file} "
             f"from {card.url} into {path.parent}, or give the path of a local file"
@@ -149,10 +148,6 @@ def _platform_caches() -> Path:
     else:
         folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder)
-
-
-def _is_offline() -> bool:
-    return os.environ.get(OFFLINE, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def _refuse_lack_of_space(card: PublishedCard, path: Path) -> None:

@@ -219,6 +219,8 @@ def test_a_sink_takes_objects_as_they_leave(ids_scene):
 class Disk:
     """Stands for a scene whose disk is slow and bad in places: what real files cannot be made to do on time."""
 
+    is_remote = False
+
     def __init__(self, bad=(), recovers_after=99, delay=0.0):
         self.bad, self.recovers_after, self.delay = set(bad), recovers_after, delay
         self.reads, self.open, self.most, self.lock = {}, 0, 0, threading.Lock()
