@@ -91,7 +91,9 @@ def run_dask(workers: int, blocks: int, seconds: float, size: int, client_second
     from distributed import Client, LocalCluster, wait
 
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=0) as cluster,
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=0
+        ) as cluster,
         Client(cluster) as client,
     ):
         left, under_way = blocks, set()

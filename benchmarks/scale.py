@@ -96,7 +96,7 @@ def main() -> None:
                 f"{size:6d}  {kind:6s} {record['objects']['total']:9d} {record['seconds']:8.2f}"
                 f" {size**2 / 1e6 / record['seconds']:7.1f} {peak:9.0f} {record['seconds'] / longest:13.2f}  {split}"
             )
-    base = dict((size, peak) for size, _, peak in rows).get(8192, rows[0][2])
+    base = {size: peak for size, _, peak in rows}.get(8192, rows[0][2])
     print(f"scale: peak {rows[-1][2]:.0f} MB at {rows[-1][0]}, {rows[-1][2] - base:+.0f} MB above 8192 (bar +300)")
 
 

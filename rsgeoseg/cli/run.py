@@ -35,6 +35,7 @@ def run(
     simplify: opt.Simplify = 0.0,
     regularize: opt.Regularize = False,
     dst_crs: opt.DstCrs = None,
+    asset: opt.Asset = None,
     merge: opt.Merge = False,
     workers: opt.Workers = None,
     scheduler: opt.Scheduler = None,
@@ -62,10 +63,23 @@ def run(
         "regularize": regularize, "dst_crs": dst_crs, "overwrite": overwrite, "on_chip_error": on_chip_error.value,
         "offline": offline, "workers": workers, "scheduler": scheduler, "max_memory": max_memory, "resume": resume,
     }  # fmt: skip
+    scenes = _expand(scenes, asset)
     if merge:
         return _run_merged(scenes, output, {"model": model, **options}, style=progress, quiet=quiet)
     outputs = plan_outputs(scenes, output, extension=_extension(format))
     return _run_all(scenes, outputs, {"model": model, **options}, style=progress, quiet=quiet)
+
+
+def _expand(scenes: Sequence[str], asset: str | None) -> list[str]:
+    """Put the rasters of STAC items in their place."""
+    if not any(scene.lower().partition("?")[0].endswith((".json", ".geojson")) for scene in scenes):
+        if asset is not None:
+            msg = "--asset names a raster of a STAC item: none of the scenes is one"
+            raise UsageError(msg)
+        return list(scenes)
+    from rsgeoseg.geo.stac import is_item, item_assets
+
+    return [each for scene in scenes for each in (item_assets(scene, asset) if is_item(scene) else [scene])]
 
 
 def plan_outputs(scenes: Sequence[str], output: str | None, extension: str = ".gpkg") -> list[Path]:
@@ -88,12 +102,17 @@ def plan_outputs(scenes: Sequence[str], output: str | None, extension: str = ".g
             " --merge"
         )
         raise UsageError(msg)
-    outputs = [Path(template.replace("{stem}", Path(scene).stem)) for scene in scenes]
+    outputs = [Path(template.replace("{stem}", _stem(scene))) for scene in scenes]
     twice = [str(path) for path in outputs if outputs.count(path) > 1]
     if twice:
         msg = f"two scenes would both be written to {twice[0]}: run them one by one, each with its own --output"
         raise UsageError(msg)
     return outputs
+
+
+def _stem(scene: str) -> str:
+    """Name of a path or address without folders, extension and query."""
+    return Path(scene.partition("?")[0] if "://" in scene else scene).stem
 
 
 def _extension(format_name: str | None) -> str:

@@ -23,7 +23,13 @@ class ChipErrorPolicy(StrEnum):
     skip = "skip"
 
 
-Scenes = Annotated[list[str], Argument(metavar="SCENE...", help="Rasters: GeoTIFF, COG, VRT, JPEG 2000, PNG or JPEG.")]
+Scenes = Annotated[
+    list[str],
+    Argument(
+        metavar="SCENE...",
+        help="Rasters: GeoTIFF, COG, VRT, JPEG 2000, PNG or JPEG; their addresses; or STAC items (.json).",
+    ),
+]
 Model = Annotated[str, Option(metavar="NAME", help="Model; `rsgeoseg models` lists them.")]
 Weights = Annotated[str | None, Option(metavar="ID|PATH", help="Weights; default: those of the model.")]
 Output = Annotated[
@@ -64,6 +70,9 @@ Nms = Annotated[float, Option(metavar="T", help="Mask overlap above which two ob
 Simplify = Annotated[float, Option(metavar="PX", help="Simplify outlines within so many pixels; 0: exact pixel edges.")]
 Regularize = Annotated[bool, Option("--regularize", help="Draw outlines with right angles where they nearly are.")]
 DstCrs = Annotated[str | None, Option(metavar="EPSG:X", help="CRS of the output; default: the scene's.")]
+Asset = Annotated[
+    str | None, Option(metavar="NAME", help="Raster of a STAC item; default: `visual`, or its only one; * for all.")
+]
 Merge = Annotated[
     bool, Option("--merge", help="Write the objects of all scenes to one file, with a `scene` column; none are joined.")
 ]

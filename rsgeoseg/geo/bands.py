@@ -50,7 +50,9 @@ def choose_bands(info: SourceInfo, bands: Sequence[int] | None, count: int) -> t
         logger.warning("%s has %d band(s): using band %d as all %d", name, len(plain), plain[0], count)
         return (plain[0],) * count
     if len(plain) < count:
-        msg = f"{info.location} has {info.count} bands, the model takes {count}: choose {count} of them, repeats allowed"
+        msg = (
+            f"{info.location} has {info.count} bands, the model takes {count}: choose {count} of them, repeats allowed"
+        )
         raise SceneError(msg)
     chosen = tuple(plain[:count])
     if len(plain) > count:

@@ -84,9 +84,7 @@ def pack(windows: Ints, clusters: Sequence[Cluster], counts: Mapping[str, int]) 
     rivals = [(row[id(view)], row[id(rival)]) for view in views for rival in view.rivals if id(rival) in row]
     masks = [whole.mask for whole in wholes] + [view.mask for view in views if view.cluster.whole is None]
     packed = [np.packbits(mask) for mask in masks]
-    columns = [
-        (v.window.index, v.local, *v.box, v.label, v.area, v.owned, place[id(v.cluster)]) for v in views
-    ]
+    columns = [(v.window.index, v.local, *v.box, v.label, v.area, v.owned, place[id(v.cluster)]) for v in views]
     objects = [(*w.box, w.area, w.label, w.n_chips, w.seam, w.cut, w.owned, *w.key) for w in wholes]
     return Remainder(
         windows=np.asarray(windows, np.int64),
@@ -104,7 +102,9 @@ def unpack(remainder: Remainder, plan: WindowPlan) -> list[View]:
     """Build the views again, in their clusters and with their rivals; nothing is pending yet."""
     masks = _Masks(remainder.bits)
     clusters: dict[int, Cluster] = {}
-    for number, (values, score) in enumerate(zip(remainder.wholes.tolist(), remainder.whole_scores.tolist(), strict=True)):
+    for number, (values, score) in enumerate(
+        zip(remainder.wholes.tolist(), remainder.whole_scores.tolist(), strict=True)
+    ):
         x0, y0, x1, y1, area, label, n_chips, seam, cut, owned, window, local = values
         clusters[number] = Cluster(
             whole=Whole(

@@ -340,10 +340,10 @@ class Stitcher:
 
     def _release(self, seed: Cluster) -> list[Whole]:
         """Decide the group of objects in conflict around a complete one; nothing where the group must wait."""
-        if seed.whole and not any(view.rivals for view in seed.views):
-            whole = seed.whole
+        alone = seed.whole
+        if alone is not None and not any(view.rivals for view in seed.views):
             self._forget(seed)
-            return [whole]
+            return [alone]
         group: dict[Key, Cluster] = {}
         against: dict[Key, set[Key]] = {}
         stack = [seed]

@@ -13,9 +13,11 @@ from rsgeoseg import registry
 from rsgeoseg.engine.deliver import read_record
 from rsgeoseg.engine.options import PipelineOptions, class_labels
 from rsgeoseg.engine.run_folder import read_manifest, run_folder
+from rsgeoseg.engine.tuning import best_batch_size, own_batch_size
 from rsgeoseg.errors import UsageError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from rsgeoseg.contract import ModelSpec, Segmenter
@@ -85,7 +87,7 @@ def pipeline_options(job: RunJob, segmenter: Segmenter) -> PipelineOptions:
     return PipelineOptions(
         chip_size=chip_size,
         overlap=min(spec.overlap, chip_size // 4) if job.overlap is None else job.overlap,
-        batch_size=job.batch_size or _batch_size(job, segmenter),
+        batch_size=job.batch_size or _known_batch_size(job) or own_batch_size(segmenter),
         score_threshold=spec.score_threshold if job.score_threshold is None else job.score_threshold,
         labels=class_labels(job.classes, spec),
         nms=job.nms,
@@ -93,14 +95,27 @@ def pipeline_options(job: RunJob, segmenter: Segmenter) -> PipelineOptions:
     )
 
 
-def _batch_size(job: RunJob, segmenter: Segmenter) -> int:
-    """Choose chips per call where the user did not: as the run that is gone on with, or as suits the device."""
+def tuned(
+    job: RunJob, options: PipelineOptions, segmenter: Segmenter, scene: Scene, cancel: threading.Event | None
+) -> PipelineOptions:
+    """Find the batch size by trying, where neither the user nor the run that is gone on with says one.
+
+    Raises:
+        JobCancelled: ``cancel`` was set.
+    """
+    if job.batch_size is not None or _known_batch_size(job) is not None:
+        return options
+    return replace(options, batch_size=best_batch_size(segmenter, scene, options.chip_size, cancel=cancel))
+
+
+def _known_batch_size(job: RunJob) -> int | None:
+    """Return the chips per call of the run that is gone on with."""
     if job.resume and job.output is not None:
         for known in (read_manifest(run_folder(Path(job.output))), read_record(Path(job.output))):
             size = ((known or {}).get("options") or {}).get("batch_size")
             if isinstance(size, int) and size > 0:
                 return size
-    return int(getattr(segmenter, "batch_size", 1))
+    return None
 
 
 def _refuse_prompted(model: str) -> NoReturn:

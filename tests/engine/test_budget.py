@@ -71,7 +71,14 @@ def test_what_a_model_takes_is_measured():
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("2GB", 2 * GB), ("500 MB", 500 * 10**6), ("1.5GiB", 3 << 29), ("1073741824", 1 << 30), (4096, 4096), ("2g", 2 * GB)],
+    [
+        ("2GB", 2 * GB),
+        ("500 MB", 500 * 10**6),
+        ("1.5GiB", 3 << 29),
+        ("1073741824", 1 << 30),
+        (4096, 4096),
+        ("2g", 2 * GB),
+    ],
 )
 def test_amounts_of_memory(text, wanted):
     assert parse_bytes(text) == wanted

@@ -11,8 +11,8 @@ from rsgeoseg.engine.events import ChipFailed, ChipsProgress, RunStarted
 from rsgeoseg.engine.options import PipelineOptions
 from rsgeoseg.engine.parts import ObjectList
 from rsgeoseg.engine.pipeline import find_objects, read_groups, segment_scene, window_groups
-from rsgeoseg.engine.tally import Tally
 from rsgeoseg.engine.reader import ATTEMPTS, read_ahead
+from rsgeoseg.engine.tally import Tally
 from rsgeoseg.errors import JobCancelled, ModelError, WindowError
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.windows import plan_windows
@@ -49,9 +49,7 @@ def test_the_tiled_result_is_the_whole_result(ids_scene, chip, overlap, batch):
     path, ids = ids_scene()
     with Scene.open(path, stretch="none") as scene:
         found = ObjectList()
-        result = segment_scene(
-            scene, ORACLE, options(chip_size=chip, overlap=overlap, batch_size=batch), parts=found
-        )
+        result = segment_scene(scene, ORACLE, options(chip_size=chip, overlap=overlap, batch_size=batch), parts=found)
     assert (paint(found.objects, ids.shape) == truth(ids)).all()
     assert len(found.objects) == len(np.unique(ids)) - 1
     chips = result.record["chips"]
