@@ -17,10 +17,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-IDLE_BYTES = 32 << 20
-"""Memory kept for later: two batches of four chips of 1,024 x 1,024 RGB pixels."""
+IDLE_BYTES = 64 << 20
+"""Memory kept for later: what sixteen chips of 1,024 x 1,024 RGB pixels take."""
 _LEAST_BYTES = 64 << 10
-_SLAB_BYTES = 8 << 20
+_SLAB_BYTES = 16 << 20
 
 
 class ArrayPool:
@@ -64,9 +64,9 @@ class ArrayPool:
     def _take(self, size: int) -> memoryview:
         with self._lock:
             self._collect()
-            place = next((i for i, memory in enumerate(self._idle) if len(memory) == size), None)
-            if place is not None:
-                return self._idle.pop(place)
+            for place in range(len(self._idle) - 1, -1, -1):  # the last one used is the likeliest to be in a cache
+                if len(self._idle[place]) == size:
+                    return self._idle.pop(place)
             # NumPy asks the system for large pages where an array is large, so that a page is touched per 2 MB.
             count = max(1, min(_SLAB_BYTES, self._limit) // size)
             slab = np.empty(count * size, np.uint8).data
@@ -80,3 +80,7 @@ class ArrayPool:
         held = sum(map(len, self._idle))
         while held > self._limit:
             held -= len(self._idle.pop(0))
+
+
+SHARED = ArrayPool()
+"""The pool of all scenes of this process, so that the next scene works in the memory of the one before."""

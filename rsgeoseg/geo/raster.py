@@ -18,9 +18,8 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RasterWindow
 
 from rsgeoseg.errors import SceneError
-from rsgeoseg.geo import opening
+from rsgeoseg.geo import buffers, opening
 from rsgeoseg.geo.blank import BlankBlocks
-from rsgeoseg.geo.buffers import ArrayPool
 from rsgeoseg.geo.georef import read_grid
 from rsgeoseg.geo.source import (
     WHOLE_SAMPLE_PIXELS,
@@ -259,7 +258,6 @@ class Raster:
         serial = info.driver in opening.SERIAL_DRIVERS
         settings = {"cache_bytes": self._gdal_cache_bytes(), **info.settings}
         self._files = HandlePool(self._open_file, serial=serial, settings=settings)
-        self._pool = ArrayPool()
         self._blank: BlankBlocks | None = None
         if info.driver == "GTiff" and info.file is not None and factors is None and self._by_nodata:
             self._blank = BlankBlocks(info.file, info.block, self.bands)
@@ -291,7 +289,7 @@ class Raster:
         """
         window = RasterWindow(box.x0, box.y0, box.width, box.height)
         with self._pixels.handle() as handle:
-            image = self._pool.empty((len(self.bands), box.height, box.width), self.dtype)
+            image = buffers.SHARED.empty((len(self.bands), box.height, box.width), self.dtype)
             handle.read(self.bands, window=window, out=image)
             mask = self._read_mask(handle, window=window)
             valid = self._valid(image, mask)
@@ -340,7 +338,6 @@ class Raster:
         """Close idle handles; reading opens new ones."""
         self._pixels.close()
         self._files.close()
-        self._pool.clear()
 
     def _sample_lattice(self, height: int, width: int) -> Pixels:
         images, valids = [], []

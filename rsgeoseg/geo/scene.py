@@ -12,9 +12,9 @@ import numpy as np
 
 from rsgeoseg.contract import Chip
 from rsgeoseg.errors import SceneError, UsageError, WindowError
+from rsgeoseg.geo import buffers
 from rsgeoseg.geo.area import crop, load_area
 from rsgeoseg.geo.bands import choose_bands
-from rsgeoseg.geo.buffers import ArrayPool
 from rsgeoseg.geo.opening import READ_ERRORS
 from rsgeoseg.geo.raster import inspect_raster
 from rsgeoseg.geo.remote import is_remote
@@ -91,7 +91,6 @@ class Scene:
         self._gsd = self.grid.gsd
         self._stretch = stretch  # of the unique bands
         self._stretch_lock = threading.Lock()
-        self._pool = ArrayPool()
         self._tiles = self._make_cache()
 
     @classmethod
@@ -295,7 +294,6 @@ class Scene:
         """Close files and forget decoded tiles; reading again opens them again."""
         self._raster.close()
         self._tiles.clear()
-        self._pool.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -369,8 +367,8 @@ class Scene:
         if all(tile.image is None for _, tile in parts):
             chip = self._empty_chip(box.height, box.width)
             return chip.image, chip.valid
-        image = self._pool.empty((len(self._order), box.height, box.width), self._out_dtype)
-        valid = self._pool.empty((box.height, box.width), np.bool_)
+        image = buffers.SHARED.empty((len(self._order), box.height, box.width), self._out_dtype)
+        valid = buffers.SHARED.empty((box.height, box.width), np.bool_)
         for place, tile in parts:
             shared = place.intersection(box)
             assert shared is not None  # the cache gives tiles that touch the box
@@ -405,7 +403,7 @@ class Scene:
 
     def _empty_chip(self, height: int, width: int) -> Chip:
         image = np.zeros((len(self._order), height, width), self._out_dtype)
-        valid = self._pool.empty((height, width), np.bool_)
+        valid = buffers.SHARED.empty((height, width), np.bool_)
         valid[:] = False
         return Chip(image=image, valid=valid, gsd=self._gsd)
 

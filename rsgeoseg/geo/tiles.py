@@ -6,6 +6,7 @@ decode what the windows share. Here a tile is a few whole blocks: decoded by one
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -92,6 +93,11 @@ class TileCache:
         self._held = self._tallest = 0
         self.loads = 0
         """Tiles decoded so far, repeats included."""
+
+    @property
+    def count(self) -> int:
+        """Tiles of the whole raster."""
+        return math.prod(-(-side // step) for side, step in zip(self._shape, self._tile, strict=True))
 
     @property
     def nbytes(self) -> int:
