@@ -16,6 +16,7 @@ from interruptions import (
     draw_scene,
     finish,
     interrupted,
+    journal,
     kill_after,
     litter,
     plain,
@@ -65,10 +66,11 @@ def test_a_run_killed_at_random_moments(scene, tmp_path, seed):
     for _ in range(1 + seed % 3):
         with program(scene, output) as process:
             kills += kill_after(process, moments.uniform(0.0, 2.4), signal.SIGKILL)
+    kept = journal(output) if (run_folder(output) / "journal.jsonl").exists() else []
     finish(scene, output)
     record = assert_whole(scene, output)
     assert kills
-    assert record["resumed_pixels"] >= 0
+    assert (record["resumed_pixels"] > 0) == bool(kept)
 
 
 def test_a_killed_run_goes_on(scene, tmp_path):
@@ -233,25 +235,42 @@ def test_clocks_may_jump(scene, tmp_path, monkeypatch):
     assert_same(found, plain(scene))
 
 
+CLI = """
+import sys
+from rsgeoseg.cli.main import main
+from rsgeoseg.engine import run_folder
+run_folder.PART_SECONDS = 0.2
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_the_command_line_resumes_a_killed_run_of_the_bundled_model(tmp_path):
     generate_scene(tmp_path / "scene.tif", height=700, width=700, seed=4)
-    command = [sys.executable, "-m", "rsgeoseg.cli.main", "run", "scene.tif", "--chip-size", "256", "--overlap", "64"]
-    subprocess.run([*command, "-o", "whole.gpkg"], cwd=tmp_path, check=True, capture_output=True)
+    options = ["run", "scene.tif", "--chip-size", "256", "--overlap", "64", "-o"]
+
+    def rsgeoseg_run(*arguments):
+        command = [sys.executable, "-m", "rsgeoseg.cli.main", *options, *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+
+    assert rsgeoseg_run("whole.gpkg").returncode == 0
     output = tmp_path / "out.gpkg"
-    process = subprocess.Popen([*command, "-o", output], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", CLI, *options, output], cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while process.poll() is None and not (run_folder(output) / "journal.jsonl").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
     while process.poll() is None and not list(run_folder(output).glob("part-*.npz")):
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    refused = subprocess.run([*command, "-o", output], cwd=tmp_path, check=False, capture_output=True, text=True)
+    refused = rsgeoseg_run(output)
     assert refused.returncode == 5
     assert "--resume goes on with it" in refused.stderr
-    subprocess.run([*command, "-o", output, "--resume"], cwd=tmp_path, check=True, capture_output=True)
+    refused = rsgeoseg_run(output, "--resume", "--nms", "0.7")
+    assert refused.returncode == 5
+    assert "options.nms: 0.5 then, 0.7 now" in refused.stderr
+    assert rsgeoseg_run(output, "--resume").returncode == 0
     assert_same(load_frame(output), load_frame(tmp_path / "whole.gpkg"))
     assert litter(output, "whole.gpkg", "whole.gpkg.run.json") == []
+    written = output.stat().st_mtime_ns
+    assert rsgeoseg_run(output, "--resume").returncode == 0
+    assert output.stat().st_mtime_ns == written
