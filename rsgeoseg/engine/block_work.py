@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,17 +13,20 @@ from rsgeoseg.engine.batches import BatchSegmenter
 from rsgeoseg.engine.part_run import PartRun, segment_group
 from rsgeoseg.engine.pipeline import Behind, at_threshold, read_groups
 from rsgeoseg.engine.tally import Tally
+from rsgeoseg.errors import ModelError, RsGeoSegError, UsageError
 from rsgeoseg.geo.windows import plan_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rsgeoseg.contract import Segmenter
-    from rsgeoseg.engine.blocks import Group
     from rsgeoseg.engine.collect import Drawing
     from rsgeoseg.engine.events import Event
     from rsgeoseg.engine.options import PipelineOptions
     from rsgeoseg.geo.scene import Scene
+
+IDLE_SECONDS = 600.0
+"""A bench that was not used for so long gives way to the next run's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,18 +62,25 @@ class Bench:
 
     def __init__(self, order: WorkOrder, number: int) -> None:
         self.order = order
-        self.segmenter = order.load(order.devices[number % len(order.devices)])
+        segmenter = order.load(order.devices[number % len(order.devices)])
+        weights = segmenter.spec.weights_id
+        if weights != order.weights_id:
+            msg = f"it has weights {weights}, the run was started with {order.weights_id}: give all the same files"
+            raise ModelError(msg)
         options, grid = order.options, order.scene.grid
         self.plan = plan_windows(grid.height, grid.width, chip_size=options.chip_size, overlap=options.overlap)
-        self.batches = BatchSegmenter(at_threshold(self.segmenter, options.score_threshold), options.batch_size)
+        self.batches = BatchSegmenter(at_threshold(segmenter, options.score_threshold), options.batch_size)
+        self.used = time.monotonic()
+        self.given_up = threading.Event()
+        self._model = threading.Lock()
         if order.cache_bytes is not None:
             order.scene.limit_cache(order.cache_bytes)
 
-    def work(self, groups: list[Group], tell: Callable[[Tally], None]) -> tuple[bytes, bytes]:
-        """Segment a block.
+    def work(self, windows: list[list[int]], tell: Callable[[Tally], None]) -> tuple[bytes, bytes]:
+        """Segment a block; a worker with several threads works on several, and the model on one batch at a time.
 
         Args:
-            groups: its windows, as they reach the model.
+            windows: indices of its windows, in the groups that reach the model.
             tell: told how far it got.
 
         Returns:
@@ -76,19 +88,25 @@ class Bench:
 
         Raises:
             WindowError, ModelError: as ``segment_scene``.
+            JobCancelled: the run was given up meanwhile.
         """
+        scene, options = self.order.scene, self.order.options
+        groups = [tuple(self.plan.windows[index] for index in group) for group in windows]
         collector = self.order.drawing.collector()
-        part = PartRun(self.order.scene, self.plan, self.order.options, collector.take, _ignore)
+        part = PartRun(scene, self.plan, options, collector.take, _ignore)
         waited = Tally()
-        with Behind() as behind, closing(read_groups(self.order.scene, groups, self.order.options, waited)) as reading:
+        with Behind() as behind, closing(read_groups(scene, groups, options, waited, self.given_up)) as reading:
             for items in reading:
-                behind.put(part.take, segment_group(items, self.batches))
+                with self._model:
+                    segmented = segment_group(items, self.batches)
+                behind.put(part.take, segmented)
                 tell(part.tally)
             behind.wait()
         rows, end = collector.finish(), part.end()
         end.tally.seconds["polygonize"] += collector.seconds
         end.tally.vertices += rows.vertices
         end.tally.add(waited)
+        self.used = time.monotonic()
         return rows.to_bytes(), end.to_bytes()
 
 
@@ -96,29 +114,66 @@ class Benches:
     """The benches of this process, one per run; set up when first needed."""
 
     def __init__(self) -> None:
-        self._orders: dict[str, tuple[WorkOrder, int]] = {}
+        self._orders: dict[str, tuple[Callable[[], WorkOrder], int, str]] = {}
         self._benches: dict[str, Bench] = {}
         self._lock = threading.Lock()
 
-    def accept(self, order: WorkOrder, number: int) -> None:
-        """Take the order of a run."""
-        self._orders[order.token] = (order, number)
+    def accept(self, token: str, order: Callable[[], WorkOrder], number: int, address: str) -> None:
+        """Take the order of a run.
+
+        Args:
+            token: names the run.
+            order: gives the order; it opens the scene, so it is called when the bench is set up.
+            number: of this worker.
+            address: of this worker, for messages.
+        """
+        self._orders[token] = (order, number, address)
 
     def bench(self, token: str) -> Bench:
-        """Return the bench of a run, with its model loaded."""
+        """Return the bench of a run, with its model loaded.
+
+        Raises:
+            UsageError: this worker cannot take part, and why.
+        """
         with self._lock:
             if token not in self._benches:
-                self._benches = {token: Bench(*self._orders[token])}
+                self._forget_idle()
+                order, number, address = self._orders[token]
+                try:
+                    self._benches[token] = Bench(order(), number)
+                except Exception as error:  # whatever it is, the user must hear which worker has it
+                    why = str(error) if isinstance(error, RsGeoSegError) else f"{type(error).__name__}: {error}"
+                    msg = f"worker {address} cannot take part: {why}"
+                    raise UsageError(msg) from error
             return self._benches[token]
 
     def clear(self, token: str) -> None:
-        """Forget a run."""
+        """Forget a run; what is under way for it ends with its next chip."""
         self._orders.pop(token, None)
-        self._benches.pop(token, None)
+        bench = self._benches.pop(token, None)
+        if bench is not None:
+            bench.given_up.set()
+
+    def _forget_idle(self) -> None:
+        """Let models go whose run's process has died: nobody tells of that."""
+        now = time.monotonic()
+        self._benches = {token: bench for token, bench in self._benches.items() if now - bench.used < IDLE_SECONDS}
 
 
 BENCHES = Benches()
 """Of this process."""
+
+
+def leave_if_imported_by_a_worker() -> None:
+    """End this process, if it is a worker that is just importing the user's script and came across the run in it.
+
+    Going on would start workers of workers. The process that waits for this one says what is wrong.
+
+    Raises:
+        SystemExit: it is.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds out
+        raise SystemExit(1)
 
 
 def _ignore(_event: Event) -> None:

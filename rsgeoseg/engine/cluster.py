@@ -8,35 +8,33 @@ taken apart until the chip that does it stands alone.
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import time
 import uuid
 from collections import deque
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import dask
 import geopandas  # noqa: F401  (Dask must not import it for the first time while it unpickles a task)
-from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker, wait
-from distributed.client import FutureCancelledError
-from distributed.comm import CommClosedError
+from distributed import KilledWorker, WorkerPlugin, get_worker, wait
+from distributed.comm.core import CommClosedError
+from distributed.protocol import pickle
 
 from rsgeoseg.engine.block_work import BENCHES, WorkOrder
 from rsgeoseg.engine.blocks import block_chips, plan_blocks
+from rsgeoseg.engine.connect import check_versions, count_workers
 from rsgeoseg.engine.events import ChipFailed, ClusterStarted, Event
 from rsgeoseg.engine.part_run import PartRun, Segmented
 from rsgeoseg.engine.pipeline import SceneResult, SceneRun
 from rsgeoseg.engine.reader import ReadChip, check_cancel
 from rsgeoseg.engine.tally import Tally
-from rsgeoseg.errors import ClusterError, ModelError, RsGeoSegError, UsageError
+from rsgeoseg.errors import ClusterError, ModelError, SceneError, UsageError
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
 
-    from distributed import Future, Worker
+    from distributed import Client, Future, Worker
 
     from rsgeoseg.engine.blocks import Group
     from rsgeoseg.engine.parts import FrameParts
@@ -44,71 +42,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 15.0
+PATIENCE_SECONDS = 60.0
+"""How long a cluster may be without any worker: so long may a restart take, a model loaded and all."""
 _POLL_SECONDS = 0.25
+_LOOK_SECONDS = 2.0
+"""Workers are counted so often."""
 _TELL_SECONDS = 0.5
 """A worker says how far it is at most so often."""
-_SAME = ("rsgeoseg", "python")
-"""Versions that must be equal everywhere."""
-_ALIKE = ("torch", "numpy", "rasterio", "shapely")
-"""Versions that should be: results may differ in the last digits otherwise."""
-
-
-@contextmanager
-def local_cluster(workers: int) -> Iterator[Client]:
-    """Start worker processes on this machine, reachable from this machine only.
-
-    The cores are shared out: N workers have cores / N threads each.
-
-    Args:
-        workers: processes.
-
-    Yields:
-        A client; the processes end with the block.
-    """
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    settings = {
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.target": False,
-        "distributed.worker.memory.pause": False,
-        "distributed.worker.memory.terminate": False,  # memory is bounded by --max-memory, not by killing workers
-        "distributed.nanny.pre-spawn-environ": {**dict.fromkeys(names, str(threads)), "MALLOC_TRIM_THRESHOLD_": "65536"},
-    }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
-
-
-@contextmanager
-def joined_cluster(address: str) -> Iterator[Client]:
-    """Join a running scheduler.
-
-    Raises:
-        UsageError: nobody answers, or it has no workers.
-    """
-    try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError, TimeoutError, CommClosedError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"no Dask scheduler answers at {address} ({why}): start one with `dask scheduler`, or check the address"
-        raise UsageError(msg) from error
-    with client:
-        if not client.scheduler_info(n_workers=-1)["workers"]:
-            msg = f"the scheduler at {address} has no workers: start some with `dask worker {address}`"
-            raise UsageError(msg)
-        yield client
 
 
 def segment_on_cluster(
@@ -137,50 +77,65 @@ def segment_on_cluster(
 
     Raises:
         UsageError: workers that cannot take part; the message names one and says why.
-        ClusterError: the scheduler was lost.
+        ClusterError: the scheduler or all workers were lost.
         SceneError, ModelError, JobCancelled: as ``segment_scene``.
     """
     run = SceneRun(order.scene, model, order.options, on_event, parts)
+    address = client.scheduler_info()["address"]
     try:
-        workers = _prepare(client, order)
-        link = client.dashboard_link if client.cluster is not None else ""
-        on_event(ClusterStarted(scheduler=client.scheduler.address, workers=workers, dashboard=link))
-        groups = run.start()
-        chips = sum(len(group) for group in groups)
-        size = block_chips(chips, workers, order.options, _chip_bytes(order), budget)
-        blocks = plan_blocks(groups, order.options.batch_size, size)
-        _Blocks(client, order, run, parts, workers).work(blocks, cancel)
-    except (CommClosedError, FutureCancelledError, OSError) as error:
-        msg = f"the Dask scheduler was lost ({error}); start it again and give --resume"
-        raise ClusterError(msg) from error
-    finally:
-        client.unregister_worker_plugin(_plugin_name(order.token)) if client.status == "running" else None
+        check_versions(client)
+        with _ordered(client, order) as workers, client.as_current():  # `wait` looks for the current client
+            link = client.dashboard_link if client.cluster is not None else ""
+            on_event(ClusterStarted(scheduler=address, workers=workers, dashboard=link))
+            groups = run.start()
+            chips = sum(len(group) for group in groups)
+            size = block_chips(chips, workers, order.options, _chip_bytes(order), budget)
+            blocks = plan_blocks(groups, order.options.batch_size, size)
+            _Blocks(client, order, run, parts, workers).work(blocks, cancel)
+    except (CancelledError, OSError) as error:
+        if isinstance(error, CommClosedError | CancelledError) or client.status != "running":
+            msg = f"the Dask scheduler at {address} was lost; start it again and give --resume"
+            raise ClusterError(msg) from error
+        raise
     return run.result(batch_size=order.options.batch_size)
 
 
 class _Blocks:
-    """Blocks under way: submitted, waited for, kept."""
+    """Blocks under way: submitted, waited for, kept.
+
+    A block whose workers died is a suspect: Dask counts every block that a dead worker had been given. So suspects are
+    tried when nothing else is under way, one at a time; one that kills its workers then is taken apart.
+    """
 
     def __init__(self, client: Client, order: WorkOrder, run: SceneRun, parts: FrameParts, workers: int) -> None:
         self.client, self.order, self.run, self.parts, self.workers = client, order, run, parts, workers
         self.under_way: dict[Future, list[Group]] = {}
-        self.told: dict[str, Tally] = {}
+        self.suspects: deque[list[Group]] = deque()
+        self.alone = False
+        self.told: dict[Any, Tally] = {}
+        self.seen = self.looked = time.monotonic()
+        """When there last was a worker, and when the workers were last counted."""
 
     def work(self, blocks: list[list[Group]], cancel: threading.Event | None) -> None:
         """Do all blocks; a few more are under way than there are workers, so that none waits."""
         pending = deque(blocks)
         self.client.subscribe_topic(self.order.token, self._hear)
         try:
-            while pending or self.under_way:
+            while pending or self.under_way or self.suspects:
                 while pending and len(self.under_way) < 2 * self.workers:
                     self._submit(pending.popleft())
+                if not self.under_way:
+                    self.alone = True
+                    self._submit(self.suspects.popleft())
                 check_cancel(cancel)
                 for future in self._finished():
-                    pending.extendleft(reversed(self._take(future)))
+                    self._take(future)
                 self._report()
+                self._look()
         finally:
-            self.client.unsubscribe_topic(self.order.token)
-            self.client.cancel(list(self.under_way), force=True)
+            if self.client.status == "running":
+                self.client.unsubscribe_topic(self.order.token)
+                self.client.cancel(list(self.under_way), force=True)
 
     def _submit(self, block: list[Group]) -> None:
         windows = [[window.index for window in group] for group in block]
@@ -193,31 +148,52 @@ class _Blocks:
         except TimeoutError:
             return []
 
-    def _take(self, future: Future) -> list[list[Group]]:
-        """Keep a finished block; return blocks to be done in its place."""
+    def _look(self) -> None:
+        """Count the workers.
+
+        Raises:
+            ClusterError: there has been none for too long.
+        """
+        now = time.monotonic()
+        if now - self.looked < _LOOK_SECONDS:
+            return
+        self.looked, found = now, count_workers(self.client)
+        if found:
+            self.seen, self.workers = now, found
+        elif now - self.seen > PATIENCE_SECONDS:
+            msg = f"the cluster has been without workers for {now - self.seen:.0f} s; start some and give --resume"
+            raise ClusterError(msg)
+
+    def _take(self, future: Future) -> None:
+        """Keep a finished block; put one whose workers died aside."""
         block = self.under_way.pop(future)
         self.told.pop(future.key, None)
         try:
             drawn, rest = future.result()
         except KilledWorker as error:
-            return self._take_apart(block, error)
+            logger.debug("%s", error)
+            if self.alone:
+                self._take_apart(block)
+            else:
+                self.suspects.append(block)
+            return
         finally:
             future.release()
         end = self.parts.keep_encoded(drawn, rest)
         for chip in end.tally.failed:
             self.run.on_event(ChipFailed(index=chip["index"], row=chip["row"], col=chip["col"], error=chip["error"]))
         self.run.take_part(end)
-        return []
 
-    def _take_apart(self, block: list[Group], error: KilledWorker) -> list[list[Group]]:
-        """Split a block that kills its workers; a chip that does it alone has failed."""
+    def _take_apart(self, block: list[Group]) -> None:
+        """Split a block that kills its workers when it is alone; a chip that does it has failed."""
         if len(block) > 1:
-            logger.warning("a block of %d batches killed its workers: its batches are tried one by one", len(block))
-            return [[group] for group in block]
+            logger.warning("a block of %d batches killed its workers: its halves are tried alone", len(block))
+            self.suspects.extendleft((block[len(block) // 2 :], block[: len(block) // 2]))
+            return
         (group,) = block
         if len(group) > 1:
-            return [[(window,)] for window in group]
-        logger.debug("%s", error)
+            self.suspects.extendleft([[(window,)] for window in reversed(group)])
+            return
         failed = ModelError("it killed every worker process that tried it")
         none: list[StitchedObject] = []
         part = PartRun(self.order.scene, self.run.plan, self.order.options, none.extend, self.run.on_event)
@@ -225,7 +201,6 @@ class _Blocks:
         end = part.end()
         self.parts.keep(self.order.drawing.draw([]), end)
         self.run.take_part(end)
-        return []
 
     def _hear(self, event: tuple[float, dict[str, Any]]) -> None:
         """A worker says how far a block is."""
@@ -244,25 +219,40 @@ class _Blocks:
 # ------------------------------------------------------------------------------------------------ on the workers
 
 
-class _Order(WorkerPlugin):  # type: ignore[misc]
-    """Gives the order to every worker, also to those that come later or come back."""
+class _Order(WorkerPlugin):
+    """Gives the order to every worker, also to those that come later or come back.
+
+    It travels as bytes: reading them opens the scene, and a worker that cannot do that must be able to say so.
+    """
 
     def __init__(self, order: WorkOrder) -> None:
-        self.name = _plugin_name(order.token)
-        self.order = order
+        self.name = f"rsgeoseg-{order.token}"
+        self.token, self.grid, self.data = order.token, order.scene.grid, pickle.dumps(order)
 
     def setup(self, worker: Worker) -> None:
-        """Take the order; the model is loaded with the first block."""
+        """Take the order; scene and model are opened with the first block."""
         number = str(worker.name)
-        BENCHES.accept(self.order, int(number) if number.isdigit() else 0)
+        BENCHES.accept(self.token, self.read, int(number) if number.isdigit() else 0, worker.address)
 
     def teardown(self, worker: Worker) -> None:  # noqa: ARG002  (Dask's signature)
         """Forget the run."""
-        BENCHES.clear(self.order.token)
+        BENCHES.clear(self.token)
 
+    def read(self) -> WorkOrder:
+        """Open the scene.
 
-def _plugin_name(token: str) -> str:
-    return f"rsgeoseg-{token}"
+        Raises:
+            SceneError: it cannot be opened here, or is another one.
+        """
+        order: WorkOrder = pickle.loads(self.data)
+        if order.scene.grid != self.grid:
+            grids = [
+                f"{grid.width} x {grid.height} pixels from {grid.affine * (0, 0)}"
+                for grid in (order.scene.grid, self.grid)
+            ]
+            msg = f"its {order.scene.name} is another raster: {grids[0]}, the run's has {grids[1]}"
+            raise SceneError(msg)
+        return order
 
 
 def _work_block(token: str, windows: list[list[int]], key: str) -> tuple[bytes, bytes]:
@@ -277,63 +267,39 @@ def _work_block(token: str, windows: list[list[int]], key: str) -> tuple[bytes, 
             counts = {"done": tally.done, "empty": tally.empty, "objects": tally.objects, "pixels": tally.pixels}
             worker.log_event(token, {"key": key, "tally": counts})
 
-    return bench.work([tuple(bench.plan.windows[index] for index in group) for group in windows], tell)
+    return bench.work(windows, tell)
 
 
-def _ready(token: str) -> dict[str, Any]:
-    """Load the model on this worker and say what it is."""
-    try:
-        return {"weights": BENCHES.bench(token).segmenter.spec.weights_id}
-    except Exception as error:  # noqa: BLE001  (sent to the client, which raises)
-        return {"error": f"{type(error).__name__}: {error}" if not isinstance(error, RsGeoSegError) else str(error)}
+def _make_ready(token: str) -> None:
+    """Load the model on this worker, unless it is there."""
+    BENCHES.bench(token)
 
 
-def _prepare(client: Client, order: WorkOrder) -> int:
-    """Have every worker load the model; refuse those that are not as this process is.
+# ------------------------------------------------------------------------------------------------ around all blocks
 
-    Returns:
+
+@contextmanager
+def _ordered(client: Client, order: WorkOrder) -> Iterator[int]:
+    """Have every worker take the order and load the model; they forget it with the block.
+
+    Yields:
         The number of workers.
 
     Raises:
-        UsageError: another version, other weights, or no scene there.
+        UsageError: a worker has other weights, or no scene.
     """
-
-    # Defined here so that Dask sends the code itself: a worker without rsgeoseg could not look it up by name.
-    def about() -> dict[str, str | None]:
-        import platform as found_platform  # noqa: PLC0415
-        from importlib.metadata import PackageNotFoundError  # noqa: PLC0415
-        from importlib.metadata import version as find  # noqa: PLC0415
-
-        versions: dict[str, str | None] = {"python": ".".join(found_platform.python_version_tuple()[:2])}
-        for name in ("rsgeoseg", "torch", "numpy", "rasterio", "shapely"):
-            try:
-                versions[name] = find(name)
-            except PackageNotFoundError:
-                versions[name] = None
-        return versions
-
-    mine = about()
-    for address, theirs in client.run(about).items():
-        for name in (*_SAME, *_ALIKE):
-            if theirs[name] != mine[name]:
-                text = f"worker {address} has {name} {theirs[name]}, this process {mine[name]}"
-                if name in _SAME:
-                    msg = f"{text}: install the same version on all workers"
-                    raise UsageError(msg)
-                logger.warning("%s: results may differ in the last digits", text)
-    client.register_plugin(_Order(order))
-    answers = client.run(_ready, order.token)
-    for address, answer in answers.items():
-        if "error" in answer:
-            msg = f"worker {address} cannot take part: {answer['error']}"
-            raise UsageError(msg)
-        if answer["weights"] != order.weights_id:
-            msg = (
-                f"worker {address} has weights {answer['weights']}, this process {order.weights_id}: give all workers"
-                " the same files"
-            )
-            raise UsageError(msg)
-    return len(answers)
+    try:
+        plugin = _Order(order)
+    except Exception as error:  # pickle raises anything
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        msg = f"the run cannot be sent to workers ({why}): give the model by its name and the scene by its path or URL"
+        raise UsageError(msg) from error
+    client.register_plugin(plugin)
+    try:
+        yield len(client.run(_make_ready, order.token))
+    finally:
+        if client.status == "running":
+            client.unregister_worker_plugin(plugin.name)
 
 
 def _chip_bytes(order: WorkOrder) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from rsgeoseg.engine.block_work import WorkOrder, leave_if_imported_by_a_worker
 from rsgeoseg.engine.budget import MOST_ROWS, share_out, working_memory
 from rsgeoseg.engine.deliver import Delivered, Delivery, finished_run
 from rsgeoseg.engine.identity import run_identity
@@ -184,6 +185,8 @@ def _finished(
     """Do a job; its parts are there until the block ends."""
     start = time.perf_counter()
     tell = on_event or (lambda _event: None)
+    if job.workers is not None:
+        leave_if_imported_by_a_worker()
     try:
         with _opened(job, model.spec, scene) as source:
             options = pipeline_options(job, model)
@@ -227,11 +230,10 @@ def _segment(
     """Choose where the work is done: here, on processes of this machine, or on a running cluster."""
     if job.workers is None and job.scheduler is None:
         return lambda tell, cancel: segment_scene(source, model, options, tell, cancel, parts)
-    from rsgeoseg.engine.block_work import WorkOrder  # noqa: PLC0415
     from rsgeoseg.nn.device import all_devices  # noqa: PLC0415
 
     try:
-        from rsgeoseg.engine import cluster  # noqa: PLC0415
+        from rsgeoseg.engine import cluster, connect  # noqa: PLC0415
     except ImportError as error:
         msg = f"workers need Dask ({error}): install rsgeoseg[dask]"
         raise UsageError(msg) from error
@@ -247,7 +249,7 @@ def _segment(
     )
 
     def shared(tell: Callable[[Event], None], cancel: threading.Event | None) -> SceneResult:
-        joined = cluster.local_cluster(job.workers) if job.workers else cluster.joined_cluster(str(job.scheduler))
+        joined = connect.local_cluster(job.workers) if job.workers else connect.joined_cluster(str(job.scheduler))
         with joined as client:
             limit = None if budget is None else budget.frontier_bytes
             return cluster.segment_on_cluster(

@@ -1,0 +1,203 @@
+"""Dask clusters: one of this machine's own, or one that is running; and whether its workers are like this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import dask
+from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster, WorkerPlugin
+from distributed.comm.core import connect
+from distributed.security import Security
+from distributed.utils import silence_logging_cmgr
+from distributed.versions import VersionMismatchWarning
+
+from rsgeoseg.errors import ClusterError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distributed import Worker
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 15.0
+_DEATHS = 1
+"""Workers of a local cluster that a block may outlive; with the next one it is tried alone."""
+_SAME = ("rsgeoseg", "python")
+"""Versions that must be equal everywhere."""
+_ALIKE = ("torch", "numpy", "rasterio", "shapely", "dask", "distributed")
+"""Versions that should be: results may differ in the last digits otherwise, or messages be misunderstood."""
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+
+_LEFT_BY_DASK = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[Client]:
+    """Start worker processes on this machine, reachable from this machine only.
+
+    The cores are shared out: N workers have cores / N threads each.
+
+    Args:
+        workers: processes.
+
+    Yields:
+        A client; the processes and their files end with the block.
+
+    Raises:
+        ClusterError: the processes do not start.
+    """
+    environment = {
+        **dict.fromkeys(_THREADS, str(max(1, CPU_COUNT // workers))),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores of other workers
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    with tempfile.TemporaryDirectory(prefix="rsgeoseg-dask-", ignore_cleanup_errors=True) as scratch:
+        settings = {
+            "temporary-directory": scratch,
+            "distributed.worker.memory.spill": False,
+            "distributed.worker.memory.target": False,
+            "distributed.worker.memory.pause": False,
+            "distributed.worker.memory.terminate": False,  # memory is bounded by --max-memory, not by killing workers
+            "distributed.scheduler.allowed-failures": _DEATHS,
+            "distributed.nanny.pre-spawn-environ": environment,
+        }
+        with _without(*environment, *_LEFT_BY_DASK), dask.config.set(settings), _quiet():
+            try:
+                cluster = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
+                    memory_limit=0,
+                    silence_logs=logging.CRITICAL,
+                )
+            except (RuntimeError, OSError, TimeoutError) as error:
+                msg = (
+                    f"worker processes do not start ({error}); a script that uses workers must do so under"
+                    ' `if __name__ == "__main__":`, because every worker process imports it again'
+                )
+                raise ClusterError(msg) from None
+            with cluster, Client(cluster, set_as_default=False) as client:
+                client.register_plugin(_Deaf())
+                yield client
+
+
+class _Deaf(WorkerPlugin):
+    """Ctrl-C reaches all processes of a terminal; here it is the starting process that ends the others."""
+
+    name = "rsgeoseg-deaf"
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002  (Dask's signature)
+        """Ignore it."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def joined_cluster(address: str) -> Iterator[Client]:
+    """Join a running scheduler.
+
+    Raises:
+        UsageError: nobody answers, or it has no workers.
+    """
+    with _quiet():
+        try:
+            _greet(address)
+            client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError, TimeoutError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            msg = (
+                f"no Dask scheduler answers at {address} ({why}): start one with `dask scheduler`, or check the address"
+            )
+            raise UsageError(msg) from error
+        with client:
+            if not count_workers(client):
+                msg = f"the scheduler at {address} has no workers: start some with `dask worker {address}`"
+                raise UsageError(msg)
+            yield client
+
+
+def _greet(address: str) -> None:
+    """Shake hands with a scheduler: a client would wait for ever where something answers that is none.
+
+    Raises:
+        OSError, ValueError, TimeoutError: it cannot be done in time.
+    """
+
+    async def greet() -> None:
+        arguments = Security().get_connection_args("client")
+        (await connect(address, timeout=CONNECT_SECONDS, **arguments)).abort()
+
+    with ThreadPoolExecutor(1) as pool:  # this thread may have a loop that runs, as in a notebook
+        try:
+            pool.submit(asyncio.run, asyncio.wait_for(greet(), CONNECT_SECONDS)).result()
+        except MemoryError:  # what came was taken for the length of a message
+            msg = "another program listens there"
+            raise OSError(msg) from None
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """Take variables out of the environment for a while.
+
+    Dask lets those that are set win over what it is told, and leaves what it was told in this process.
+    """
+    before = {name: os.environ.pop(name, None) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask's own log off the terminal: what a user must know is raised, or logged by us."""
+    with warnings.catch_warnings(), silence_logging_cmgr(logging.CRITICAL):
+        warnings.simplefilter("ignore", VersionMismatchWarning)  # check_versions says it in one line
+        yield
+
+
+def count_workers(client: Client) -> int:
+    """Return how many workers a cluster has now."""
+    return len(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def check_versions(client: Client) -> None:
+    """Compare what is installed on the workers with what is installed here.
+
+    Raises:
+        UsageError: a worker has another version of rsgeoseg or Python.
+    """
+    names = [name for name in (*_SAME, *_ALIKE) if name != "python"]
+    found = cast("dict[str, Any]", client.get_versions(packages=names))
+    mine = found["client"]["packages"]
+    for address, about in found["workers"].items():
+        theirs = about["packages"]
+        for name in (*_SAME, *_ALIKE):
+            here, there = _short_version(name, mine), _short_version(name, theirs)
+            if here == there:
+                continue
+            text = f"worker {address} has {name} {there}, this process {here}"
+            if name in _SAME:
+                msg = f"{text}: install the same version on all workers"
+                raise UsageError(msg)
+            logger.warning("%s: results may differ in the last digits", text)
+
+
+def _short_version(name: str, versions: dict[str, str | None]) -> str | None:
+    """Of Python, major and minor: code that travels does not care for more."""
+    found = versions.get(name)
+    return ".".join(found.split(".")[:2]) if name == "python" and found else found

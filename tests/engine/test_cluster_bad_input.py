@@ -1,0 +1,229 @@
+"""Clusters that cannot do a run say so in one line; Ctrl-C and crashes leave no process and no file behind."""
+
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from dask_cluster import ORACLE, SPEC, Changes, children, draw_scene, ended, run, scheduler, script, worker_path
+
+import rsgeoseg
+from rsgeoseg import errors
+from rsgeoseg.engine import connect
+from rsgeoseg.errors import UsageError
+
+BUNDLED = Path(rsgeoseg.__file__).parent / "weights" / "bundled"
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    return draw_scene(tmp_path_factory.mktemp("cluster") / "scene.tif")
+
+
+def refused(scene, address, model=ORACLE, **options):
+    """Message with which a run on a cluster is refused."""
+    with pytest.raises(UsageError) as caught:
+        run(scene, model, scheduler=address, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_scheduler_that_is_not_there(scene, monkeypatch):
+    assert connect.CONNECT_SECONDS <= 20
+    monkeypatch.setattr(connect, "CONNECT_SECONDS", 2.0)
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in refused(scene, "tcp://127.0.0.1:9")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        begun = time.monotonic()
+        assert "no Dask scheduler answers" in refused(scene, f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - begun < 20
+    assert "no Dask scheduler answers" in refused(scene, "somewhere else")
+    assert "no Dask scheduler answers" in refused(scene, "http://127.0.0.1:9")
+
+
+def test_a_server_that_is_no_scheduler(scene, monkeypatch):
+    monkeypatch.setattr(connect, "CONNECT_SECONDS", 2.0)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def answer():
+            while True:
+                try:
+                    link, _ = server.accept()
+                except OSError:
+                    return
+                with link:
+                    link.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        message = refused(scene, f"tcp://127.0.0.1:{server.getsockname()[1]}")
+    assert "no Dask scheduler answers" in message
+    assert "another program listens there" in message
+
+
+@pytest.mark.slow
+def test_a_scheduler_without_workers(scene):
+    with scheduler(workers=0) as (address, _):
+        assert f"the scheduler at {address} has no workers: start some with" in refused(scene, address)
+
+
+@pytest.mark.slow
+def test_a_worker_with_another_version_is_named(scene, tmp_path):
+    fake = tmp_path / "rsgeoseg-9.9.dist-info"
+    fake.mkdir()
+    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: rsgeoseg\nVersion: 9.9\n")
+    with scheduler(workers=1, PYTHONPATH=worker_path(tmp_path)) as (address, _):
+        message = refused(scene, address)
+    assert "worker tcp://127.0.0.1:" in message
+    assert f"has rsgeoseg 9.9, this process {rsgeoseg.__version__}" in message
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs a path that differs between processes")
+def test_a_worker_without_the_files_is_named(scene, tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    shutil.copy(scene, here / "scene.tif")
+    (weights,) = BUNDLED.glob("rsprompter-query-*.safetensors")
+    shutil.copy(weights, here / weights.name)
+    shutil.copy(weights.with_suffix(".json"), here)
+    monkeypatch.chdir(here)
+    mine = f"/proc/self/cwd/{weights.name}"  # every process has its own
+    with scheduler(workers=1, cwd=there) as (address, _):
+        message = refused("/proc/self/cwd/scene.tif", address)
+        assert "worker tcp://127.0.0.1:" in message
+        assert "cannot take part" in message
+        assert "scene.tif" in message
+        message = refused(scene, address, "rsprompter-query", weights=mine, chip_size=64, overlap=16)
+        assert "worker tcp://127.0.0.1:" in message
+        assert "cannot take part" in message
+        assert weights.name in message
+        shutil.copy(draw_scene(there / "other.tif"), there / "scene.tif")
+        assert len(run("/proc/self/cwd/scene.tif", scheduler=address)) > 0
+        _write_smaller(there / "scene.tif")
+        assert "is another raster: 460 x 400 pixels from" in refused("/proc/self/cwd/scene.tif", address)
+
+
+def _write_smaller(path):
+    import rasterio
+
+    with rasterio.open(path) as source:
+        pixels, profile = source.read(), source.profile
+    with rasterio.open(path, "w", **{**profile, "height": 400}) as sink:
+        sink.write(pixels[:, :400])
+
+
+@pytest.mark.slow
+def test_models_that_cannot_travel(scene):
+    assert "worker tcp://127.0.0.1:" in (message := _refused_locally(scene, Changes()))
+    assert "has weights those, the run was started with these" in message
+    assert "give the model by its name" in _refused_locally(scene, Stuck())
+    assert not children()
+
+
+class Stuck:
+    """A model that cannot be pickled."""
+
+    spec = SPEC
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def segment(self, chips, prompts=None):
+        return ORACLE.segment(chips)
+
+
+def _refused_locally(scene, model):
+    with pytest.raises(UsageError) as caught:
+        run(scene, model, workers=1)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.RsGeoSegError)],
+)
+def test_errors_cross_processes_with_their_message(kind):
+    again = pickle.loads(pickle.dumps(kind("a.tif: chip 7 failed")))
+    assert type(again) is kind
+    assert str(again) == "a.tif: chip 7 failed"
+
+
+# ------------------------------------------------------------------------------------------------ nothing stays behind
+
+RUN = """
+import sys
+from dask_cluster import SPEC, Slow, run
+
+def tell(event):
+    if event.kind in ("cluster", "progress"):
+        print(event.kind, flush=True)
+
+if __name__ == "__main__":
+    run(sys.argv[1], Slow(spec=SPEC), workers=2, output="out.gpkg", progress=tell)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "after"), [("group", "progress"), ("alone", "cluster"), ("kill", "progress")])
+def test_interrupted_runs_leave_no_process(scene, tmp_path, how, after):
+    (tmp_path / "tmp").mkdir()
+    command, env = script(tmp_path, RUN)
+    env["TMPDIR"] = str(tmp_path / "tmp")
+    process = subprocess.Popen(
+        [*command, str(scene)], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.strip() == after:
+            break
+    begun = psutil.Process(process.pid).children(recursive=True)
+    assert len(begun) >= 2
+    if how == "group":  # as a terminal does it
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT if how == "alone" else signal.SIGKILL)
+    _, said = process.communicate(timeout=40)
+    assert ended(begun)
+    assert process.returncode != 0
+    assert not list(tmp_path.glob("out.gpkg"))
+    if how != "kill":
+        assert said.strip().splitlines()[-1].startswith("rsgeoseg.errors.JobCancelled: cancelled")
+        assert "distributed" not in said.replace("site-packages/distributed", "")
+        assert said.count("Process ") == 0  # of a worker that was hit as well
+        assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_so(scene, tmp_path):
+    command, env = script(
+        tmp_path, f"import rsgeoseg\nrsgeoseg.run({str(scene)!r}, workers=1, output='out.gpkg', device='cpu')\n"
+    )
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert "ClusterError" in done.stderr.splitlines()[-1]
+    assert '`if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.slow
+def test_the_command_line_says_one_line(scene, tmp_path):
+    command = [sys.executable, "-m", "rsgeoseg.cli.main", "run", str(scene), "-o", "out.gpkg", "--chip-size", "64"]
+    done = subprocess.run(
+        [*command, "--scheduler", "tcp://127.0.0.1:9"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: no Dask scheduler answers at tcp://127.0.0.1:9")
