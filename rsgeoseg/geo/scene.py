@@ -359,29 +359,29 @@ class Scene:
 
     def _assemble(self, box: Box, asked: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Copy a box of the whole raster together from tiles."""
-        try:
-            parts = list(self._tiles.tiles(box))
-        except _READ_ERRORS:
-            # A tile holds several blocks: the window may need only good ones.
-            parts = [(box, self._load_window(box, asked))]
-        if all(tile.image is None for _, tile in parts):
-            chip = self._empty_chip(box.height, box.width)
-            return chip.image, chip.valid
         image = buffers.SHARED.empty((len(self._order), box.height, box.width), self._out_dtype)
         valid = buffers.SHARED.empty((box.height, box.width), np.bool_)
-        for place, tile in parts:
-            shared = place.intersection(box)
-            assert shared is not None  # the cache gives tiles that touch the box
-            there = shared.shifted(-place.x0, -place.y0).as_slices()
-            here = shared.shifted(-box.x0, -box.y0).as_slices()
-            if tile.image is None:
-                image[:, *here] = 0
-                valid[here] = False
-                continue
-            for index, source in enumerate(self._order):
-                image[index, *here] = tile.image[source, *there]
-            valid[here] = True if tile.valid is None else tile.valid[there]
+        try:
+            for place, tile in self._tiles.tiles(box):
+                self._copy(place, tile, box, image, valid)  # at once, while the tile is in the processor's cache
+        except _READ_ERRORS:
+            # A tile holds several blocks: the window may need only good ones.
+            self._copy(box, self._load_window(box, asked), box, image, valid)
         return image, valid
+
+    def _copy(self, place: Box, tile: Tile, box: Box, image: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """Copy what a tile at ``place`` shares with a box into the box's image and validity."""
+        shared = place.intersection(box)
+        assert shared is not None  # the cache gives tiles that touch the box
+        there = shared.shifted(-place.x0, -place.y0).as_slices()
+        here = shared.shifted(-box.x0, -box.y0).as_slices()
+        if tile.image is None:
+            image[:, *here] = 0
+            valid[here] = False
+            return
+        for index, source in enumerate(self._order):
+            image[index, *here] = tile.image[source, *there]
+        valid[here] = True if tile.valid is None else tile.valid[there]
 
     def _load_window(self, box: Box, asked: Box) -> Tile:
         try:
