@@ -19,12 +19,13 @@ from rsgeoseg.engine.identity import run_identity
 from rsgeoseg.engine.memory import resident_memory
 from rsgeoseg.engine.order import DEFAULT_MODEL, RunJob, RunOptions, check_names
 from rsgeoseg.engine.parts import FrameParts
-from rsgeoseg.engine.pipeline import segment_scene
+from rsgeoseg.engine.pipeline import at_threshold, segment_scene
 from rsgeoseg.engine.run_folder import RunFolder
+from rsgeoseg.engine.tuning import sample_chips
 from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, UsageError
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.writers import check_output
-from rsgeoseg.jobs.loading import device_kind, load_segmenter, loader, pipeline_options, warn_of_ground
+from rsgeoseg.jobs.loading import device_kind, load_segmenter, loader, pipeline_options, tuned, warn_of_ground
 
 if TYPE_CHECKING:
     import threading
@@ -189,7 +190,7 @@ def _finished(
         leave_if_imported_by_a_worker()
     try:
         with _opened(job, model.spec, scene) as source:
-            options = pipeline_options(job, model)
+            options = tuned(job, pipeline_options(job, model), model, source, cancel)
             warn_of_ground(source, model.spec)
             budget = None if job.max_memory is None else _budget(job, job.max_memory, source, model, options)
             if budget is not None:
@@ -206,7 +207,7 @@ def _finished(
             with _parts(job, drawing, identity) as parts:
                 work = _segment(job, source, model, options, parts, budget, load)
                 result = work(tell, cancel)
-                about = {"job": asdict(job), "identity": identity}
+                about = {"job": asdict(job) | {"scene": source.location}, "identity": identity}  # without its secrets
                 done = delivery.deliver(
                     parts, result, source, model.spec, about=about, start=start, tell=tell, cancel=cancel
                 )
@@ -267,7 +268,9 @@ def _budget(job: RunJob, limit: int, source: Scene, model: Segmenter, options: P
         limit,
         processes=1 if job.workers is None else job.workers + 1,
         resident=resident,
-        working=working_memory(model, options, dtype),
+        working=working_memory(
+            at_threshold(model, options.score_threshold), sample_chips(source, options.chip_size, 3), options.batch_size
+        ),
         chip_bytes=options.chip_size**2 * (bands * dtype.itemsize + 1),
         options=options,
     )
