@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +18,7 @@ from rsgeoseg.errors import SceneError
 from rsgeoseg.geo import buffers, opening
 from rsgeoseg.geo.blank import BlankBlocks
 from rsgeoseg.geo.georef import read_grid
+from rsgeoseg.geo.handles import HandlePool
 from rsgeoseg.geo.source import (
     WHOLE_SAMPLE_PIXELS,
     Pixels,
@@ -31,10 +29,11 @@ from rsgeoseg.geo.source import (
     valid_pixels,
 )
 from rsgeoseg.geo.tiles import TILE_SIDE
-from rsgeoseg.geo.vrt import vrt_sources
+from rsgeoseg.geo.vrt import SourceGuard, VrtSource, vrt_sources
+from rsgeoseg.geo.windows import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import os
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
     from rsgeoseg.geo.grid import GeoGrid
     from rsgeoseg.geo.remote import RemoteFile
-    from rsgeoseg.geo.windows import Box
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ class RasterInfo:
     block: tuple[int, int]
     """(rows, columns) of a block."""
     has_overviews: bool
-    sources: tuple[Path, ...]
+    sources: tuple[VrtSource, ...]
     """Files that a VRT reads."""
 
     @property
@@ -119,7 +117,7 @@ class RasterInfo:
             digest.update(file.read(_HASHED_BYTES))
             file.seek(max(0, status.st_size - _HASHED_BYTES))
             digest.update(file.read(_HASHED_BYTES))
-        for source in self.sources:
+        for source in dict.fromkeys(source.path for source in self.sources):
             other = source.stat()
             digest.update(f"{source}\0{other.st_size}\0{other.st_mtime_ns}\n".encode())
         return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256_ends": digest.hexdigest()}
@@ -183,59 +181,6 @@ def read_header(dataset: DatasetReader, path: Path | RemoteFile, driver: str, si
     }
 
 
-class HandlePool:
-    """Open handles of one raster, each used by one thread at a time; as many as there are threads at once.
-
-    Args:
-        open_handle: opens one.
-        serial: never more than one, because the codec reads from top to bottom.
-        settings: GDAL's while opening and reading, as ``opening.gdal_env`` takes them.
-    """
-
-    def __init__(self, open_handle: Callable[[], Any], *, serial: bool, settings: dict[str, Any]) -> None:
-        self._open, self._serial, self._settings = open_handle, serial, settings
-        self._forget()
-
-    def _forget(self) -> None:
-        self._idle: list[Any] = []
-        self._lock = threading.Lock()
-        self._turn = threading.Lock()
-        self._pid = os.getpid()
-
-    @contextmanager
-    def handle(self) -> Iterator[Any]:
-        """Lend a handle; one that fails is closed, since a decoder may be left in any state."""
-        if self._pid != os.getpid():  # after a fork the parent's handles share its file offsets
-            self._forget()
-        if self._serial:
-            with self._turn, self._lend() as handle:
-                yield handle
-        else:
-            with self._lend() as handle:
-                yield handle
-
-    @contextmanager
-    def _lend(self) -> Iterator[Any]:
-        with opening.gdal_env(**self._settings):
-            with self._lock:
-                handle = self._idle.pop() if self._idle else None
-            handle = handle or self._open()
-            try:
-                yield handle
-            except BaseException:
-                handle.close()
-                raise
-            with self._lock:
-                self._idle.append(handle)
-
-    def close(self) -> None:
-        """Close the handles that nobody uses; a later read opens new ones."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for handle in idle:
-            handle.close()
-
-
 class Raster:
     """Bands of a raster file, at the file's own pixels or resampled to larger or smaller ones.
 
@@ -256,6 +201,7 @@ class Raster:
         self._by_mask = not self._by_nodata and not any(MaskFlags.all_valid in flag for flag in flags)
         self._is_float = not np.issubdtype(self.dtype, np.integer)
         serial = info.driver in opening.SERIAL_DRIVERS
+        self._sources = SourceGuard(info.sources)
         settings = {"cache_bytes": self._gdal_cache_bytes(), **info.settings}
         self._files = HandlePool(self._open_file, serial=serial, settings=settings)
         self._blank: BlankBlocks | None = None
@@ -287,6 +233,7 @@ class Raster:
         Raises:
             opening.READ_ERRORS: a block cannot be read.
         """
+        self._sources.check(self._in_file(box))
         window = RasterWindow(box.x0, box.y0, box.width, box.height)
         with self._pixels.handle() as handle:
             image = buffers.SHARED.empty((len(self.bands), box.height, box.width), self.dtype)
@@ -303,6 +250,7 @@ class Raster:
         Raises:
             opening.READ_ERRORS: a block cannot be read.
         """
+        self._sources.check(self._in_file(box))
         fx, fy = self.factors or (1.0, 1.0)
         width, height = self.info.grid.width, self.info.grid.height
         x0, y0 = min(box.x0 * fx, width - 1), min(box.y0 * fy, height - 1)
@@ -327,6 +275,7 @@ class Raster:
         if self.info.has_overviews or height * width <= WHOLE_SAMPLE_PIXELS:
             step = max(1.0, max(height, width) / max_side)
             shape = (len(self.bands), max(1, round(height / step)), max(1, round(width / step)))
+            self._sources.check()
             with self._files.handle() as handle:
                 # Nearest, not average: an average narrows the range of values.
                 image = handle.read(self.bands, out_shape=shape, out_dtype=self.dtype.name)
@@ -339,12 +288,26 @@ class Raster:
         self._pixels.close()
         self._files.close()
 
+    def _in_file(self, box: Box) -> Box:
+        """Return the file's pixels that a box of the grid is made of, with what a resampling sees around them."""
+        if self.factors is None:
+            return box
+        fx, fy = self.factors
+        edge_x, edge_y = math.ceil(2 * fx) + 2, math.ceil(2 * fy) + 2
+        return Box(
+            math.floor(box.x0 * fx) - edge_x,
+            math.floor(box.y0 * fy) - edge_y,
+            math.ceil(box.x1 * fx) + edge_x,
+            math.ceil(box.y1 * fy) + edge_y,
+        )
+
     def _sample_lattice(self, height: int, width: int) -> Pixels:
         images, valids = [], []
         failed: Exception | None = None
         for place in sample_places(height, width):
             window = RasterWindow(place.x0, place.y0, place.width, place.height)
             try:
+                self._sources.check(place)
                 with self._files.handle() as handle:
                     image = handle.read(self.bands, window=window, out_dtype=self.dtype.name)
                     mask = self._read_mask(handle, window=window)
