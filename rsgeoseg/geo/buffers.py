@@ -33,6 +33,7 @@ class ArrayPool:
     def __init__(self, idle_bytes: int = IDLE_BYTES) -> None:
         self._limit = idle_bytes
         self._idle: list[memoryview] = []
+        self._grown: dict[int, int] = {}
         # An array may go at any moment, also while this lock is held, so that its memory waits here for the next call.
         self._returned: deque[memoryview] = deque()
         self._lock = threading.Lock()
@@ -60,6 +61,7 @@ class ArrayPool:
         with self._lock:
             self._returned.clear()
             self._idle.clear()
+            self._grown.clear()
 
     def _take(self, size: int) -> memoryview:
         with self._lock:
@@ -67,8 +69,9 @@ class ArrayPool:
             for place in range(len(self._idle) - 1, -1, -1):  # the last one used is the likeliest to be in a cache
                 if len(self._idle[place]) == size:
                     return self._idle.pop(place)
-            # NumPy asks the system for large pages where an array is large, so that a page is touched per 2 MB.
-            count = max(1, min(_SLAB_BYTES, self._limit) // size)
+            # Each time that a size runs out, twice as many at once: NumPy asks the system for large pages where an
+            # array is large, so that a page is touched per 2 MB; who needs little takes little.
+            count = self._grown[size] = max(1, min(2 * self._grown.get(size, 0), _SLAB_BYTES // size))
             slab = np.empty(count * size, np.uint8).data
             first, *others = (slab[i * size : (i + 1) * size] for i in range(count))
             self._idle += others
