@@ -140,6 +140,17 @@ def kill_after(process, seconds, how):
     return False
 
 
+def kill_at_work(process, output, how, parts=2):
+    """Kill a process as soon as so many parts are on disk."""
+    deadline = time.monotonic() + 60
+    while len(list(run_folder(output).glob("part-*.npz"))) <= parts:  # the last one may not count yet
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(how)
+    process.wait(60)
+
+
 def finish(scene, output, workers=0):
     """Go on in a process of its own until the end."""
     with program(scene, output, delay=0, workers=workers) as process:
