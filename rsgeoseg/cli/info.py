@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rsgeoseg.cli import common
 from rsgeoseg.cli import run_options as opt
+from rsgeoseg.errors import UsageError
+from rsgeoseg.network import OFFLINE
 
 if TYPE_CHECKING:
     from rsgeoseg.geo.scene import Scene
 
 
 def info(
-    scene: Annotated[str, typer.Argument(metavar="SCENE", help="A raster.")],
+    scene: Annotated[str, typer.Argument(metavar="SCENE", help="A raster, its address, or a STAC item.")],
     model: opt.Model = "rsprompter-query",
     chip_size: opt.ChipSize = None,
     overlap: opt.Overlap = None,
@@ -23,6 +26,8 @@ def info(
     gsd: opt.Gsd = None,
     aoi: opt.Aoi = None,
     bbox: opt.BBox = None,
+    asset: opt.Asset = None,
+    offline: opt.Offline = False,
     as_json: common.Json = False,
     verbose: common.Verbose = False,
     quiet: common.Quiet = False,
@@ -33,6 +38,9 @@ def info(
     from rsgeoseg.geo.scene import Scene
     from rsgeoseg.geo.windows import plan_windows
 
+    if offline:
+        os.environ[OFFLINE] = "1"
+    scene = _one_scene(scene, asset)
     job = RunJob(scene=scene, bands=bands, stretch=stretch, gsd=gsd, aoi=aoi, bbox=bbox)  # type: ignore[arg-type]
     size, lap = _chips(model, chip_size, overlap)
     with Scene.open(scene, bands=job.bands, stretch=stretch, gsd=gsd, aoi=aoi, bbox=job.bbox) as source:
@@ -46,6 +54,20 @@ def info(
             common.print_json(facts)
         else:
             common.print_pairs(describe(source, facts))
+
+
+def _one_scene(scene: str, asset: str | None) -> str:
+    """Return the raster that a STAC item leads to; any other scene as it is."""
+    from rsgeoseg.geo.remote import without_secrets
+    from rsgeoseg.geo.stac import is_item, item_assets
+
+    if not is_item(scene):
+        return scene
+    scenes = item_assets(scene, asset)
+    if len(scenes) > 1:
+        msg = f"{without_secrets(scene)} leads to {len(scenes)} rasters: name one asset, or give one of its items"
+        raise UsageError(msg)
+    return scenes[0]
 
 
 def _chips(model: str, chip_size: int | None, overlap: int | None) -> tuple[int, int]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+FETCHED_SIDE = 1024
+"""Pixels of a side that are fetched at once: twice what local scenes decode at once, since a request takes longer."""
 HASHED_BYTES = 64 << 10
 """Bytes of each end of a file that tell it from others; the first ones hold the header, which is read anyway."""
 
@@ -134,7 +136,16 @@ def inspect_remote(source: str) -> RemoteInfo:
         except opening.READ_ERRORS as error:
             msg = f"{file} cannot be opened as {driver}: {remote.reason(file, error)}; check the file on the server"
             raise SceneError(msg) from None
+    header["block"] = _together(header["block"], header["grid"].width)
     return RemoteInfo(path=file, driver=driver, identity=identity, sources=(), **header)
+
+
+def _together(block: tuple[int, int], width: int) -> tuple[int, int]:
+    """Return rows and columns of the whole blocks that are fetched at once: GDAL asks for them side by side."""
+    rows, cols = block
+    if cols >= width:  # strips
+        return rows, cols
+    return rows * max(1, FETCHED_SIDE // rows), cols * max(1, FETCHED_SIDE // cols)
 
 
 def _identify(file: RemoteFile, driver: str) -> dict[str, Any]:
