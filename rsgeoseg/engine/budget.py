@@ -3,8 +3,9 @@
     limit / processes = resident + working + fixed + cache + chips + frontier + rows
 
 *resident* is what the process holds once the model is loaded, *working* what the model takes for one batch more (both
-measured), *fixed* is GDAL's own cache and small change. What is left is shared among decoded tiles, chips in flight,
-objects that wait for neighbours, and rows on their way to the file. Never more than each would take without a limit.
+measured), *fixed* is GDAL's own cache, memory kept to be used again, and small change. What is left is shared among
+decoded tiles, chips in flight, objects that wait for neighbours, and rows on their way to the file. Never more than
+each would take without a limit.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from rsgeoseg.contract import Chip, Segmenter
     from rsgeoseg.engine.options import PipelineOptions
 
-FIXED_BYTES = 96 << 20
+FIXED_BYTES = 160 << 20
+"""GDAL's block cache, memory of chips and tiles that is kept to be used again, and small change."""
 ROW_BYTES = 6000
 """Of an object with some 60 vertices while it is written: its polygon, its row, and the copies in flight."""
 MOST_ROWS = 20_000

@@ -89,9 +89,7 @@ def merge_outputs(
     """
     rows = sum(pq.read_metadata(each.path).num_rows for each in outputs)
     vertices = sum(_vertices(each.path) for each in outputs)
-    write_batches(
-        _batches(outputs), output, rows=rows, vertices=vertices, overwrite=overwrite, format=format_name
-    )
+    write_batches(_batches(outputs), output, rows=rows, vertices=vertices, overwrite=overwrite, format=format_name)
     record = _sum([each.record for each in outputs]) | about
     record["scenes"] = [{"name": each.scene, "record": each.record} for each in outputs]
     write_record(output, record)
@@ -100,21 +98,29 @@ def merge_outputs(
 
 def _batches(outputs: Sequence[SceneOutput]) -> Iterator[GeoDataFrame]:
     behind = 0
+    empty: GeoDataFrame | None = None
     for each in outputs:
         for frame in _read(each.path):
             frame["id"] = np.arange(behind + 1, behind + len(frame) + 1, dtype=np.int64)
             frame.insert(len(frame.columns) - 1, "scene", pd.Series([each.scene] * len(frame), dtype="str"))
-            behind += len(frame)
-            yield frame
+            if len(frame):
+                behind += len(frame)
+                yield frame
+            else:
+                empty = frame
+    if not behind and empty is not None:
+        yield empty
 
 
 def _read(path: Path) -> Iterator[GeoDataFrame]:
+    """Yield the rows of a file in batches; one empty frame where it has none."""
     crs = _crs(path)
     with _open(path) as file:
-        for batch in file.iter_batches(BATCH_ROWS):
+        batches = file.iter_batches(BATCH_ROWS) if file.metadata.num_rows else iter([file.read()])
+        for batch in batches:
             names = [name for name in batch.schema.names if name not in ("geometry", "bbox")]
-            geometry = shapely.from_wkb(batch.column("geometry").to_numpy(zero_copy_only=False))
-            yield GeoDataFrame(batch.select(names).to_pandas(), geometry=geometry, crs=crs)
+            geometry = shapely.from_wkb(batch.column("geometry").to_pandas())
+            yield GeoDataFrame(batch.select(names).to_pandas(), geometry=np.asarray(geometry), crs=crs)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,11 @@ _PACKAGES = ("numpy", "rasterio", "shapely", "geopandas", "pyogrio", "torch", "t
 
 def versions() -> dict[str, str | None]:
     """Return the versions that decide a result: rsgeoseg, Python, its packages, GDAL and PROJ."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str | None]:
     # By name at run time: an import statement would tie the engine to everything the package's front page names.
     own = str(import_module("rsgeoseg").__version__)
     found: dict[str, str | None] = {"rsgeoseg": own, "python": platform.python_version()}

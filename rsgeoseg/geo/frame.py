@@ -53,6 +53,7 @@ SCHEMA: Mapping[str, str] = {
 Area = tuple[float, Literal["m2", "px"]]
 
 _AREA = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(m2|m²|px)\s*", re.IGNORECASE)
+_MOST_CHIPS = int(np.iinfo(np.int16).max)
 _DISTORTION = 0.01
 """Linear scale error of a projection from which sizes are measured on the ellipsoid instead of in its plane."""
 
@@ -201,7 +202,7 @@ def _columns(
         "score": [item.score for item in objects],
         "area_m2": area,
         "perimeter_m": perimeter,
-        "n_chips": [min(item.n_chips, np.iinfo(np.int16).max) for item in objects],
+        "n_chips": [min(item.n_chips, _MOST_CHIPS) for item in objects],
         "seam": [item.seam for item in objects],
         "truncated": [item.truncated for item in objects],
         "model": [model] * len(objects),

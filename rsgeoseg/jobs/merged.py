@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rsgeoseg.engine.deliver import read_record
 from rsgeoseg.engine.merging import SceneOutput, check_merged, merge_outputs, scene_names, scenes_folder
 from rsgeoseg.errors import OutputError
 from rsgeoseg.geo.scene import Scene
@@ -53,6 +54,8 @@ def run_merged(
         output, [(name, _crs(scene)) for name, scene in zip(names, scenes, strict=True)], job.format, job.dst_crs
     )
     folder = scenes_folder(output)
+    if job.resume and output.exists() and not folder.exists():
+        return _finished(output, names)
     if folder.exists() and not (job.resume or job.overwrite):
         msg = f"{folder} holds an unfinished run: --resume goes on with it, --overwrite starts anew"
         raise OutputError(msg)
@@ -73,6 +76,19 @@ def run_merged(
         if not any(folder.iterdir()):
             folder.rmdir()
     shutil.rmtree(folder, ignore_errors=True)
+    return record
+
+
+def _finished(output: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Return the record of a merged output that is there.
+
+    Raises:
+        OutputError: it is not the output of a merged run of these scenes.
+    """
+    record = read_record(output)
+    if record is None or [each["name"] for each in record.get("scenes", [])] != list(names):
+        msg = f"cannot resume {output}: it is not the finished result of these scenes; use --overwrite"
+        raise OutputError(msg)
     return record
 
 

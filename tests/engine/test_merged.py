@@ -1,0 +1,60 @@
+"""Several scenes into one file."""
+
+import numpy as np
+import pytest
+from rasters import write_raster
+
+from rsgeoseg import jobs
+from rsgeoseg.engine.order import RunJob
+from rsgeoseg.errors import OutputError, UsageError
+from rsgeoseg.geo.writers import load_frame
+from rsgeoseg.testing.scenes import generate_scene
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    for seed in (1, 2):
+        generate_scene(tmp_path / f"s{seed}.tif", height=300, width=300, seed=seed, density=60)
+    return [str(tmp_path / "s1.tif"), str(tmp_path / "s2.tif")]
+
+
+def job(tmp_path, scenes, **options):
+    return RunJob(scene=scenes[0], output=str(tmp_path / "all.gpkg"), **options)
+
+
+def test_objects_of_all_scenes_with_their_names(tmp_path, scenes):
+    record = jobs.run_merged(job(tmp_path, scenes), scenes)
+    found = load_frame(tmp_path / "all.gpkg")
+    single = [jobs.run(scene) for scene in scenes]
+    assert len(found) == sum(map(len, single)) == record["objects"]["total"]
+    assert found["id"].tolist() == list(range(1, len(found) + 1))
+    for scene, alone in zip(("s1.tif", "s2.tif"), single, strict=True):
+        mine = found[found["scene"] == scene]
+        assert np.allclose(mine["area_m2"], alone["area_m2"])
+        assert mine.geometry.reset_index(drop=True).geom_equals_exact(alone.geometry, 0).all()
+    assert [each["name"] for each in record["scenes"]] == ["s1.tif", "s2.tif"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.gpkg", "all.gpkg.run.json", "s1.tif", "s2.tif"]
+    before = (tmp_path / "all.gpkg").read_bytes()
+    again = jobs.run_merged(job(tmp_path, scenes, resume=True), scenes)
+    assert again["objects"] == record["objects"]
+    assert (tmp_path / "all.gpkg").read_bytes() == before
+    with pytest.raises(OutputError, match="not the finished result of these scenes"):
+        jobs.run_merged(job(tmp_path, scenes, resume=True), scenes[:1])
+
+
+def test_what_cannot_be_merged_is_refused_first(tmp_path, scenes):
+    other = str(write_raster(tmp_path / "other.tif", np.ones((3, 80, 80), np.uint8), crs="EPSG:3857"))
+    with pytest.raises(UsageError, match="different CRSs: give --dst-crs"):
+        jobs.run_merged(job(tmp_path, scenes), [scenes[0], other])
+    with pytest.raises(UsageError, match="pixels of one scene"):
+        jobs.run_merged(RunJob(scene=scenes[0], output=str(tmp_path / "all.tif")), scenes)
+    assert not (tmp_path / "all.gpkg.scenes").exists()
+
+
+def test_an_empty_result_has_its_columns(tmp_path):
+    paths = [str(write_raster(tmp_path / f"e{i}.tif", np.full((3, 80, 80), 9, np.uint8))) for i in (1, 2)]
+    jobs.run_merged(RunJob(scene=paths[0], output=str(tmp_path / "all.gpkg"), score_threshold=0.99), paths)
+    found = load_frame(tmp_path / "all.gpkg")
+    assert len(found) == 0
+    assert "scene" in found
+    assert found.crs is not None
