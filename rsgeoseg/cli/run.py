@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsgeoseg.cli import common
 from rsgeoseg.cli import run_options as opt
 from rsgeoseg.errors import UsageError
+from rsgeoseg.network import offline as network_off
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +65,8 @@ def run(
         "regularize": regularize, "dst_crs": dst_crs, "overwrite": overwrite, "on_chip_error": on_chip_error.value,
         "offline": offline, "workers": workers, "scheduler": scheduler, "max_memory": max_memory, "resume": resume,
     }  # fmt: skip
-    scenes = _expand(scenes, asset)
+    with network_off() if offline else nullcontext():
+        scenes = _expand(scenes, asset)
     if merge:
         return _run_merged(scenes, output, {"model": model, **options}, style=progress, quiet=quiet)
     outputs = plan_outputs(scenes, output, extension=_extension(format))

@@ -16,6 +16,7 @@ from geopandas import GeoDataFrame
 
 from rsgeoseg.errors import UsageError
 from rsgeoseg.geo.formats import find_format
+from rsgeoseg.geo.remote import without_secrets
 from rsgeoseg.geo.writers import BATCH_ROWS, write_batches, write_record
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ def scenes_folder(output: Path) -> Path:
 
 def scene_names(scenes: Sequence[str]) -> list[str]:
     """Return what the ``scene`` column says: file names, or what the user gave where two are alike."""
-    names = [scene.rstrip("/").rpartition("/")[2] if "://" in scene else Path(scene).name for scene in scenes]
+    names = [
+        scene.partition("?")[0].rstrip("/").rpartition("/")[2] if "://" in scene else Path(scene).name
+        for scene in scenes
+    ]
+    scenes = [without_secrets(scene) if "://" in scene else scene for scene in scenes]
     return list(scenes) if len(set(names)) < len(names) else names
 
 

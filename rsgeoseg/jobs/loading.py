@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from rsgeoseg.engine.options import PipelineOptions, class_labels
 from rsgeoseg.engine.run_folder import read_manifest, run_folder
 from rsgeoseg.engine.tuning import best_batch_size, own_batch_size
 from rsgeoseg.errors import UsageError
+from rsgeoseg.network import offline
 
 if TYPE_CHECKING:
     import threading
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_OFFLINE = "RSGEOSEG_OFFLINE"
-
 
 def load_segmenter(job: RunJob) -> Segmenter:
     """Load the model of a job, without the network where the job says so.
@@ -38,17 +37,8 @@ def load_segmenter(job: RunJob) -> Segmenter:
     """
     if registry.card(job.model).needs_prompts:
         _refuse_prompted(job.model)
-    before = os.environ.get(_OFFLINE)
-    if job.offline:
-        os.environ[_OFFLINE] = "1"
-    try:
+    with offline() if job.offline else nullcontext():
         return registry.load_model(job.model, weights=job.weights, device=job.device)
-    finally:
-        if job.offline:
-            if before is None:
-                del os.environ[_OFFLINE]
-            else:
-                os.environ[_OFFLINE] = before
 
 
 def loader(job: RunJob, given: Segmenter | None) -> Callable[[str], Segmenter]:

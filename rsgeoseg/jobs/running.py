@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -26,6 +26,7 @@ from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, UsageError
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.writers import check_output
 from rsgeoseg.jobs.loading import device_kind, load_segmenter, loader, pipeline_options, tuned, warn_of_ground
+from rsgeoseg.network import offline
 
 if TYPE_CHECKING:
     import threading
@@ -112,13 +113,14 @@ def run_job(
     Raises:
         RsGeoSegError: as ``run``.
     """
-    if scene is None:
-        check_scene(job)
-    check_job_output(job)
-    model = segmenter or load_segmenter(job)
-    load = loader(job, segmenter)
-    with _finished(job, model, load, on_event=on_event, cancel=cancel, scene=scene) as done:
-        return done.frame()
+    with offline() if job.offline else nullcontext():
+        if scene is None:
+            check_scene(job)
+        check_job_output(job)
+        model = segmenter or load_segmenter(job)
+        load = loader(job, segmenter)
+        with _finished(job, model, load, on_event=on_event, cancel=cancel, scene=scene) as done:
+            return done.frame()
 
 
 def write_job(
@@ -162,13 +164,17 @@ def run_jobs(
         RsGeoSegError: as ``run``; results that were yielded stay.
     """
     for job in jobs:
-        check_job(job)
+        with offline() if job.offline else nullcontext():
+            check_job(job)
     loaded: dict[tuple[str, str | None, str], Segmenter] = {}
     for job in jobs:
         key = (job.model, job.weights, job.device)
         if key not in loaded:
             loaded = {key: load_segmenter(job)}
-        with _finished(job, loaded[key], loader(job, None), on_event=on_event, cancel=cancel) as done:
+        with (
+            offline() if job.offline else nullcontext(),
+            _finished(job, loaded[key], loader(job, None), on_event=on_event, cancel=cancel) as done,
+        ):
             record = done.record
         yield job, record
 
