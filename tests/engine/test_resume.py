@@ -71,7 +71,8 @@ def test_a_run_killed_at_random_moments(scene, tmp_path, seed):
     finish(scene, output)
     record = assert_whole(scene, output)
     assert kills
-    assert (record["resumed_pixels"] > 0) == bool(kept)
+    if kept:  # otherwise the last kill may have come when all was written
+        assert record["resumed_pixels"] > 0
 
 
 def test_a_killed_run_goes_on(scene, tmp_path):
