@@ -7,7 +7,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rsgeoseg.engine.events import ChipsProgress, Event, RunFinished, RunStarted, StageStarted
+from rsgeoseg.engine.events import ChipsProgress, ClusterStarted, Event, RunFinished, RunStarted, StageStarted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,12 +28,20 @@ def show_progress(style: str, *, quiet: bool) -> Iterator[Callable[[Event], None
     elif style == "auto" and not quiet and sys.stderr.isatty():
         with _bar() as progress:
             yield _Bar(progress)
+    elif style == "auto" and not quiet:
+        yield _print_dashboard
     else:
         yield _ignore
 
 
 def _ignore(_event: Event) -> None:
     """Show nothing."""
+
+
+def _print_dashboard(event: Event) -> None:
+    """Print where Dask's dashboard is, on a line of its own: a progress bar stays below it."""
+    if isinstance(event, ClusterStarted) and event.dashboard:
+        print(f"dashboard: {event.dashboard}", file=sys.stderr)
 
 
 def _print_json(event: Event) -> None:
@@ -63,6 +71,7 @@ class _Bar:
         self._task = progress.add_task("loading", total=None, note="")
 
     def __call__(self, event: Event) -> None:
+        _print_dashboard(event)
         if isinstance(event, RunStarted):
             self._progress.update(self._task, description=_short(event.scene), total=event.chips, completed=0, note="")
         elif isinstance(event, ChipsProgress):

@@ -13,6 +13,7 @@ import uuid
 from collections import deque
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import geopandas  # noqa: F401  (Dask must not import it for the first time while it unpickles a task)
@@ -85,8 +86,7 @@ def segment_on_cluster(
     try:
         check_versions(client)
         with _ordered(client, order) as workers, client.as_current():  # `wait` looks for the current client
-            link = client.dashboard_link if client.cluster is not None else ""
-            on_event(ClusterStarted(scheduler=address, workers=workers, dashboard=link))
+            on_event(ClusterStarted(scheduler=address, workers=workers, dashboard=_dashboard(client)))
             groups = run.start()
             chips = sum(len(group) for group in groups)
             size = block_chips(chips, workers, order.options, _chip_bytes(order), budget)
@@ -98,6 +98,11 @@ def segment_on_cluster(
             raise ClusterError(msg) from error
         raise
     return run.result(batch_size=order.options.batch_size)
+
+
+def _dashboard(client: Client) -> str:
+    """Address of the dashboard of our own cluster; without bokeh it would be an empty page."""
+    return client.dashboard_link if client.cluster is not None and find_spec("bokeh") is not None else ""
 
 
 class _Blocks:

@@ -261,7 +261,7 @@ def test_the_cores_are_shared_out(scene, monkeypatch):
 def test_the_command_line_with_the_bundled_model(tmp_path):
     from rsgeoseg.testing.scenes import generate_scene
 
-    generate_scene(tmp_path / "scene.tif", height=1200, width=1200, seed=4)
+    generate_scene(tmp_path / "scene.tif", height=700, width=900, seed=4)
     command = [sys.executable, "-m", "rsgeoseg.cli.main", "run", "scene.tif", "--chip-size", "512", "--overlap", "64"]
     for name, extra in (("one.gpkg", ()), ("two.gpkg", ("--workers", "2"))):
         done = subprocess.run([*command, "-o", name, *extra], cwd=tmp_path, capture_output=True, text=True, check=False)
