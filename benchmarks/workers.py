@@ -2,11 +2,14 @@
 
     python benchmarks/workers.py [--quick] [--only oracle|lite] [--repeat 3]
 
-*whole* is the whole job, model loading and the start of the processes included. *steady* begins where chips begin: at
-the plan of a local run, at the moment when all workers have their model for the others. Both end when the output is
-written. Overhead is one worker against none (the same cores and threads), gain is two workers against one: there each
-has half the cores. Runs of a repeat follow each other and ratios are taken within it, so that a machine whose speed
-wanders does not decide; the median ratio is reported. All outputs must have the same number of objects.
+*whole* is the whole job: the model is loaded, processes are started and ended. *steady* is what grows with the scene:
+from the first chip (all workers have their model by then) to the last, and from there to the written output without the
+end of the processes.
+
+Overhead is one worker against none, both with all cores. Gain is two workers, each with half the cores, against one
+worker with half the cores, and against one with all of them. Runs of a repeat follow each other and ratios are taken
+within it, so that a machine whose speed wanders does not decide; the median ratio is reported. All outputs must have
+the same number of objects.
 """
 
 from __future__ import annotations
@@ -20,11 +23,16 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
-WORKERS = (None, 1, 2)
+if TYPE_CHECKING:
+    from rsgeoseg.engine.events import Event
+
+KINDS = {"local": (0, 1), "1 worker": (1, 1), "2 workers": (2, 1), "1 worker, half the cores": (1, 2)}
+"""Workers, and which part of the cores they may use: one in so many."""
 
 
-def run_child(model: str, scene: str, output: str, workers: int | None) -> None:
+def run_child(model: str, scene: str, output: str, workers: int) -> None:
     """Do one job and print its seconds."""
     from engine import oracle
 
@@ -32,15 +40,13 @@ def run_child(model: str, scene: str, output: str, workers: int | None) -> None:
     from rsgeoseg.jobs.running import write_job
 
     begun = time.perf_counter()
-    ready = begun
+    times: dict[str, float] = {}
 
-    def tell(event: object) -> None:
-        nonlocal ready
-        if getattr(event, "kind", "") == "start":  # a cluster's workers are ready by then
-            ready = time.perf_counter()
+    def tell(event: Event) -> None:
+        times[getattr(event, "stage", event.kind)] = time.perf_counter()
 
     name = "oracle" if model == "oracle" else "rsprompter-query"
-    job = RunJob(scene=scene, output=output, model=name, overwrite=True, workers=workers, device="cpu")
+    job = RunJob(scene=scene, output=output, model=name, overwrite=True, workers=workers or None, device="cpu")
     record = write_job(job, oracle(1024, 128) if model == "oracle" else None, on_event=tell)
     done = time.perf_counter()
     stages = {stage: round(value["seconds"], 2) for stage, value in record["stages"].items()}
@@ -48,7 +54,7 @@ def run_child(model: str, scene: str, output: str, workers: int | None) -> None:
         json.dumps(
             {
                 "whole": done - begun,
-                "steady": done - ready,
+                "steady": times["progress"] - times["start"] + done - times["polygonize"],
                 "objects": record["objects"]["total"],
                 "chips": record["chips"]["total"],
                 "stages": stages,
@@ -57,9 +63,9 @@ def run_child(model: str, scene: str, output: str, workers: int | None) -> None:
     )
 
 
-def measure(model: str, scene: Path, output: Path, workers: int | None) -> dict:
-    """Seconds of one job in a child process."""
-    command = [sys.executable, __file__, "--child", model, str(scene), str(output), str(workers or 0)]
+def measure(model: str, scene: Path, output: Path, workers: int, share: int) -> dict:
+    """Seconds of one job in a child process that may use one in ``share`` of the cores."""
+    command = [sys.executable, __file__, "--child", model, str(scene), str(output), str(workers), str(share)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -72,24 +78,25 @@ def compare(model: str, scene: Path, repeat: int) -> None:
         mpx = source.width * source.height / 1e6
     rounds = []
     for _ in range(repeat):
-        runs = {workers: measure(model, scene, scene.with_suffix(".gpkg"), workers) for workers in WORKERS}
-        rounds.append(runs)
-        for workers, run in runs.items():
-            name = "local" if workers is None else f"{workers} worker{'s' * (workers > 1)}"
+        rounds.append({})
+        for name, (workers, share) in KINDS.items():
+            run = rounds[-1][name] = measure(model, scene, scene.with_suffix(".gpkg"), workers, share)
             print(
-                f"{model:7s} {name:10s} {mpx:8.1f} Mpx {run['chips']:6d} chips {run['objects']:7d} objects"
+                f"{model:7s} {name:25s} {mpx:7.1f} Mpx {run['chips']:5d} chips {run['objects']:6d} objects"
                 f"  whole {run['whole']:7.2f} s  steady {run['steady']:7.2f} s ({mpx / run['steady']:6.2f} Mpx/s)"
                 f"  {run['stages']}",
                 flush=True,
             )
     assert len({run["objects"] for runs in rounds for run in runs.values()}) == 1, "the outputs differ"
     for kind in ("steady", "whole"):
-        overhead = median(runs[1][kind] / runs[None][kind] - 1 for runs in rounds)
-        gain = median(runs[1][kind] / runs[2][kind] for runs in rounds)
-        local = median(runs[None][kind] / runs[2][kind] for runs in rounds)
+
+        def ratio(slow: str, fast: str, kind: str = kind) -> float:
+            return median(runs[slow][kind] / runs[fast][kind] for runs in rounds)
+
         print(
-            f"{model:7s} {kind:6s}  overhead of one worker {100 * overhead:+6.1f} %"
-            f"   two workers over one {gain:5.2f} x   two workers over local {local:5.2f} x"
+            f"{model:7s} {kind:6s}  overhead of one worker {100 * ratio('1 worker', 'local') - 100:+.1f} %"
+            f"   two workers over one with half the cores {ratio('1 worker, half the cores', '2 workers'):.2f} x,"
+            f" over one with all {ratio('1 worker', '2 workers'):.2f} x, over none {ratio('local', '2 workers'):.2f} x"
         )
 
 
@@ -100,12 +107,16 @@ def main() -> None:
     parser.add_argument("--oracle-size", type=int, default=32_768, help="side of the oracle's scene")
     parser.add_argument("--lite-size", type=int, default=6144, help="side of the real model's scene")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--child", nargs=4, metavar=("MODEL", "SCENE", "OUT", "WORKERS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--child", nargs=5, metavar=("MODEL", "SCENE", "OUT", "WORKERS", "SHARE"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
     if args.child:
-        model, scene, output, workers = args.child
-        run_child(model, scene, output, int(workers) or None)
+        model, scene, output, workers, share = args.child
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[: max(1, len(cores) // int(share))])  # before anything counts them
+        run_child(model, scene, output, int(workers))
         return
     from engine import make_scene
 

@@ -302,7 +302,8 @@ class Scene:
         self.close()
 
     def __reduce__(self) -> tuple[type[Scene], tuple[SceneOptions, Stretch | None]]:
-        return Scene, (replace(self._options, source=self._info.recipe), self._stretch)
+        # The area travels as it was read: its file may lie on this machine only.
+        return Scene, (replace(self._options, source=self._info.recipe, aoi=self.aoi_geometry), self._stretch)
 
     def __repr__(self) -> str:
         return f"<Scene {self.name} {self.grid.width} x {self.grid.height} bands {self.band_indexes}>"

@@ -2,14 +2,18 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
 import time
 
+import geopandas
 import numpy as np
 import psutil
 import pytest
+import rasterio
+import shapely
 from dask_cluster import (
     ORACLE,
     SPEC,
@@ -95,6 +99,18 @@ def test_any_blocks_on_a_running_cluster(scene, address, tmp_path, most, batch, 
     assert_same(found, run(scene, batch_size=batch))
     assert_same(load_frame(output), found)
     assert not run_folder(output).exists()
+
+
+def test_paths_are_those_of_the_process_that_starts_the_run(scene, address, tmp_path, monkeypatch):
+    with rasterio.open(scene) as source:
+        left, bottom, right, top = source.bounds
+        area = geopandas.GeoSeries([shapely.Point((left + right) / 2, (bottom + top) / 2).buffer(80)], crs=source.crs)
+    area.to_file(tmp_path / "area.gpkg")
+    shutil.copy(scene, tmp_path)
+    monkeypatch.chdir(tmp_path)  # the workers have another folder
+    found = run("scene.tif", scheduler=address, aoi="area.gpkg")
+    assert_same(found, run(scene, aoi=tmp_path / "area.gpkg"))
+    assert 0 < len(found) < len(run(scene))
 
 
 def test_failed_chips_are_recorded_as_in_one_process(scene, address):
@@ -248,6 +264,7 @@ def test_the_cores_are_shared_out(scene, monkeypatch):
 
             share = max(1, cores // 2)
             assert (torch.get_num_threads(), cv2.getNumThreads()) == (share, share)
+            assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
             return super().segment(chips)
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
