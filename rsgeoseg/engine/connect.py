@@ -56,8 +56,8 @@ def local_cluster(workers: int) -> Iterator[Client]:
     Raises:
         ClusterError: the processes do not start.
     """
-  # Without Dask's own MALLOC_TRIM_THRESHOLD_: memory that is given back chip by chip makes a quick model three times slower.
-  
+    # Without Dask's own MALLOC_TRIM_THRESHOLD_: memory that is given back chip by chip makes a quick model three times
+    # slower.
     environment = {
         **dict.fromkeys(_THREADS, str(max(1, CPU_COUNT // workers))),
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores of other workers
