@@ -1,40 +1,32 @@
-"""Masks to polygons, and polygons to files, in ours and with the usual calls.
+"""Masks to polygons, in ours and with the usual calls; ``benchmarks/writing.py`` writes them.
 
     python benchmarks/peers/vectorise.py [--quick] [--size 4096]
 
 Irregular blobs on a label raster go through four ways to polygons; GDAL's ring, along pixel edges, is the measure: how
-many pixels differ, and are the polygons valid? Then the polygons are written by ``write_frame``, which stages and
-checks the file, and by one call of pyogrio or geopandas.
+many pixels differ, and are the polygons valid?
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import pyogrio
 import shapely
 from affine import Affine
-from rasterio.crs import CRS
 from rasterio.features import shapes
 
-from rsgeoseg.geo.frame import objects_to_frame
 from rsgeoseg.geo.grid import GeoGrid
 from rsgeoseg.geo.polygonize import polygonize
 from rsgeoseg.geo.stitch import StitchedObject
 from rsgeoseg.geo.windows import Box
-from rsgeoseg.geo.writers import write_frame
 from rsgeoseg.testing.oracle import find_instances
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import geopandas
     from numpy.typing import NDArray
 
 
@@ -122,7 +114,7 @@ def fastest(work: Callable[[], object], repeat: int) -> tuple[float, object]:
 
 
 def compare_ways(args: argparse.Namespace) -> str:
-    """Print the first table; its figures."""
+    """Print the table; its figures."""
     ways = Ways(draw_blobs(args.size))
     rows = {
         "features.shapes, label raster": ways.label_raster,
@@ -151,48 +143,15 @@ def compare_ways(args: argparse.Namespace) -> str:
             f"{100 * valid_share:.2f} % valid (bar 100)")  # fmt: skip
 
 
-def compare_writing(args: argparse.Namespace, folder: Path) -> str:
-    """Print the second table; its figures."""
-    ways = Ways(draw_blobs(args.write_size, seed=1))
-    grid = GeoGrid(height=args.write_size, width=args.write_size, crs=CRS.from_epsg(32631),
-                   affine=Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000))  # fmt: skip
-    frame = objects_to_frame(ways.objects, grid=grid, classes=("object",), model="oracle")
-    print(f"\n{len(frame)} polygons, {frame.shape[1]} columns\n")
-    print("| format | one-shot call, s | write_frame, s | ratio |\n|---|---|---|---|")
-    ratios = []
-    for name, ending in (("GeoPackage", "gpkg"), ("FlatGeobuf", "fgb"), ("GeoParquet", "parquet")):
-        plain, ours = folder / f"plain.{ending}", folder / f"ours.{ending}"
-        once, staged = float("inf"), float("inf")
-        for _ in range(args.repeat):  # in turn, so that a busy moment hits both
-            once = min(once, fastest(lambda path=plain: write_once(frame, path), 1)[0])
-            staged = min(staged, fastest(lambda path=ours: write_frame(frame, path, overwrite=True), 1)[0])
-        ratios.append(staged / once)
-        print(f"| {name} | {once:.2f} | {staged:.2f} | {ratios[-1]:.2f} |", flush=True)
-    return f"writing {max(ratios):.2f} x of one call at most (bar 1.3)"
-
-
-def write_once(frame: geopandas.GeoDataFrame, path: Path) -> None:
-    """Write as the packages' documentation does."""
-    path.unlink(missing_ok=True)
-    if path.suffix == ".parquet":
-        frame.to_parquet(path, compression="zstd", write_covering_bbox=True)
-    else:
-        pyogrio.write_dataframe(frame, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=4096, help="side of the raster of blobs, pixels")
-    parser.add_argument("--write-size", type=int, default=10_240, help="side of the raster whose polygons are written")
     parser.add_argument("--repeat", type=int, default=3, help="the best run counts")
     parser.add_argument("--quick", action="store_true", help="small rasters, once")
     args = parser.parse_args()
     if args.quick:
-        args.size, args.write_size, args.repeat = 1024, 1024, 1
-    first = compare_ways(args)
-    with tempfile.TemporaryDirectory() as scratch:
-        second = compare_writing(args, Path(scratch))
-    print(f"vectorise: {first}; {second}")
+        args.size, args.repeat = 1024, 1
+    print(f"vectorise: {compare_ways(args)}")
 
 
 if __name__ == "__main__":
