@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,8 +37,13 @@ def load_segmenter(job: RunJob) -> Segmenter:
     """
     if registry.card(job.model).needs_prompts:
         _refuse_prompted(job.model)
-    with offline() if job.offline else nullcontext():
+    with network(job):
         return registry.load_model(job.model, weights=job.weights, device=job.device)
+
+
+def network(job: RunJob) -> AbstractContextManager[None]:
+    """Return what keeps the network off while it is entered, where the job says so."""
+    return offline() if job.offline else nullcontext()
 
 
 def loader(job: RunJob, given: Segmenter | None) -> Callable[[str], Segmenter]:

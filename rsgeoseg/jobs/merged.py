@@ -12,6 +12,7 @@ from rsgeoseg.engine.merging import SceneOutput, check_merged, merge_outputs, sc
 from rsgeoseg.errors import OutputError
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.writers import check_output
+from rsgeoseg.jobs.loading import network
 from rsgeoseg.jobs.running import run_jobs
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def run_merged(
     output = Path(job.output)
     check_output(output, overwrite=job.overwrite or job.resume, format=job.format)
     names = scene_names(scenes)
-    check_merged(
-        output, [(name, _crs(scene)) for name, scene in zip(names, scenes, strict=True)], job.format, job.dst_crs
-    )
+    with network(job):
+        crs = [(name, _crs(scene)) for name, scene in zip(names, scenes, strict=True)]
+    check_merged(output, crs, job.format, job.dst_crs)
     folder = scenes_folder(output)
     if job.resume and output.exists() and not folder.exists():
         return _finished(output, names)
@@ -71,7 +72,7 @@ def run_merged(
     try:
         for name, (done, record) in zip(names, run_jobs(jobs, on_event=on_event, cancel=cancel), strict=True):
             outputs.append(SceneOutput(scene=name, path=Path(str(done.output)), record=record))
-        record = merge_outputs(outputs, output, format_name=job.format, overwrite=job.overwrite or job.resume, about={})
+        record = merge_outputs(outputs, output, format_name=job.format, overwrite=job.overwrite or job.resume)
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -25,8 +25,15 @@ from rsgeoseg.engine.tuning import sample_chips
 from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, UsageError
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.writers import check_output
-from rsgeoseg.jobs.loading import device_kind, load_segmenter, loader, pipeline_options, tuned, warn_of_ground
-from rsgeoseg.network import offline
+from rsgeoseg.jobs.loading import (
+    device_kind,
+    load_segmenter,
+    loader,
+    network,
+    pipeline_options,
+    tuned,
+    warn_of_ground,
+)
 
 if TYPE_CHECKING:
     import threading
@@ -113,14 +120,11 @@ def run_job(
     Raises:
         RsGeoSegError: as ``run``.
     """
-    with offline() if job.offline else nullcontext():
-        if scene is None:
-            check_scene(job)
-        check_job_output(job)
-        model = segmenter or load_segmenter(job)
-        load = loader(job, segmenter)
-        with _finished(job, model, load, on_event=on_event, cancel=cancel, scene=scene) as done:
-            return done.frame()
+    if scene is None:
+        check_scene(job)
+    check_job_output(job)
+    with _finished(job, on_event=on_event, cancel=cancel, given=segmenter, scene=scene) as done:
+        return done.frame()
 
 
 def write_job(
@@ -145,8 +149,7 @@ def write_job(
         RsGeoSegError: as ``run``.
     """
     check_job(job)
-    model, load = segmenter or load_segmenter(job), loader(job, segmenter)
-    with _finished(job, model, load, on_event=on_event, cancel=cancel) as done:
+    with _finished(job, on_event=on_event, cancel=cancel, given=segmenter) as done:
         return done.record
 
 
@@ -164,17 +167,13 @@ def run_jobs(
         RsGeoSegError: as ``run``; results that were yielded stay.
     """
     for job in jobs:
-        with offline() if job.offline else nullcontext():
-            check_job(job)
+        check_job(job)
     loaded: dict[tuple[str, str | None, str], Segmenter] = {}
     for job in jobs:
         key = (job.model, job.weights, job.device)
         if key not in loaded:
             loaded = {key: load_segmenter(job)}
-        with (
-            offline() if job.offline else nullcontext(),
-            _finished(job, loaded[key], loader(job, None), on_event=on_event, cancel=cancel) as done,
-        ):
+        with _finished(job, on_event=on_event, cancel=cancel, loaded=loaded[key]) as done:
             record = done.record
         yield job, record
 
@@ -182,88 +181,133 @@ def run_jobs(
 @contextmanager
 def _finished(
     job: RunJob,
-    model: Segmenter,
-    load: Callable[[str], Segmenter],
     *,
     on_event: Callable[[Event], None] | None,
     cancel: threading.Event | None,
+    given: Segmenter | None = None,
+    loaded: Segmenter | None = None,
     scene: Scene | DataArray | None = None,
 ) -> Iterator[Delivered]:
-    """Do a job; its parts are there until the block ends."""
+    """Do a job that was checked; its parts are there until the block ends.
+
+    Args:
+        job: what to do.
+        on_event: told of every event.
+        cancel: set it from another thread to stop.
+        given: a model that came with the job, and travels to workers as it is.
+        loaded: the job's own model, where it is loaded already; workers load theirs by its name.
+        scene: in place of the job's.
+    """
     start = time.perf_counter()
-    tell = on_event or (lambda _event: None)
     if job.workers is not None:
         leave_if_imported_by_a_worker()
     try:
-        with _opened(job, model.spec, scene) as source:
-            options = tuned(job, pipeline_options(job, model), model, source, cancel)
-            warn_of_ground(source, model.spec)
-            budget = None if job.max_memory is None else _budget(job, job.max_memory, source, model, options)
-            if budget is not None:
-                options = replace(options, ahead=budget.ahead)
-                source.limit_cache(budget.cache_bytes)
-            delivery = _delivery(job, budget)
-            drawing = delivery.drawing(source, model.spec)
-            identity = run_identity(source, model.spec, options, delivery, device_kind(model))
-            if job.resume and job.output is not None:
-                earlier = finished_run(Path(job.output), identity)
-                if earlier is not None:
-                    yield earlier
-                    return
-            with _parts(job, drawing, identity) as parts:
-                work = _segment(job, source, model, options, parts, budget, load)
-                result = work(tell, cancel)
-                about = {"job": asdict(job) | {"scene": source.location}, "identity": identity}  # without its secrets
-                done = delivery.deliver(
-                    parts, result, source, model.spec, about=about, start=start, tell=tell, cancel=cancel
-                )
-                yield done
-                if isinstance(parts, RunFolder):
-                    parts.remove()
+        with network(job):
+            model = given or loaded or load_segmenter(job)
+            with _opened(job, model.spec, scene) as source:
+                work = _Work(job, source, model, loader(job, given), on_event or _ignore, cancel)
+                with work.finished(start) as done:
+                    yield done
     except KeyboardInterrupt as error:
         msg = "cancelled: nothing was written"
         raise JobCancelled(msg) from error
 
 
-def _segment(
-    job: RunJob,
-    source: Scene,
-    model: Segmenter,
-    options: PipelineOptions,
-    parts: FrameParts,
-    budget: Budget | None,
-    load: Callable[[str], Segmenter],
-) -> Callable[[Callable[[Event], None], threading.Event | None], SceneResult]:
-    """Choose where the work is done: here, on processes of this machine, or on a running cluster."""
-    if job.workers is None and job.scheduler is None:
-        return lambda tell, cancel: segment_scene(source, model, options, tell, cancel, parts)
-    from rsgeoseg.nn.device import all_devices  # noqa: PLC0415
+class _Work:
+    """One job on its open scene, with every option settled.
 
-    try:
-        from rsgeoseg.engine import cluster, connect  # noqa: PLC0415
-    except ImportError as error:
-        msg = f"workers need Dask ({error}): install rsgeoseg[dask]"
-        raise UsageError(msg) from error
-    order = WorkOrder(
-        token=uuid.uuid4().hex[:12],
-        scene=source,
-        load=load,
-        options=options,
-        drawing=parts.drawing,
-        weights_id=model.spec.weights_id,
-        devices=all_devices(job.device) if job.workers is not None else (job.device,),
-        cache_bytes=None if budget is None else budget.cache_bytes,
-    )
+    Args:
+        job: what to do.
+        source: the open scene.
+        model: the model in this process.
+        load: gives it in another process, by device.
+        tell: takes events.
+        cancel: set by the user to stop.
+    """
 
-    def shared(tell: Callable[[Event], None], cancel: threading.Event | None) -> SceneResult:
+    def __init__(
+        self,
+        job: RunJob,
+        source: Scene,
+        model: Segmenter,
+        load: Callable[[str], Segmenter],
+        tell: Callable[[Event], None],
+        cancel: threading.Event | None,
+    ) -> None:
+        self.job, self.source, self.model, self.load, self.tell, self.cancel = job, source, model, load, tell, cancel
+        self.options = tuned(job, pipeline_options(job, model), model, source, cancel)
+        warn_of_ground(source, model.spec)
+        self.budget = None
+        if job.max_memory is not None:
+            self.budget = _budget(job, job.max_memory, source, model, self.options)
+            self.options = replace(self.options, ahead=self.budget.ahead)
+            source.limit_cache(self.budget.cache_bytes)
+        self.delivery = _delivery(job, self.budget)
+        self.drawing = self.delivery.drawing(source, model.spec)
+        self.identity = run_identity(source, model.spec, self.options, self.delivery, device_kind(model))
+
+    @contextmanager
+    def finished(self, start: float) -> Iterator[Delivered]:
+        """Do the work, or find it done; the table can be had until the block ends.
+
+        Args:
+            start: ``time.perf_counter()`` at the start of the job.
+        """
+        job, spec = self.job, self.model.spec
+        earlier = finished_run(Path(job.output), self.identity) if job.resume and job.output is not None else None
+        if earlier is not None:
+            yield earlier
+            return
+        with _parts(job, self.drawing, self.identity) as parts:
+            result = self._segment(parts)
+            about = {
+                "job": asdict(job) | {"scene": self.source.location},  # without its secrets
+                "identity": self.identity,
+                "budget": None if self.budget is None else asdict(self.budget),
+            }
+            if self.budget is not None:
+                self.budget.compare(result.record["seams"]["frontier_peak_bytes"])
+            yield self.delivery.deliver(
+                parts, result, self.source, spec, about=about, start=start, tell=self.tell, cancel=self.cancel
+            )
+            if isinstance(parts, RunFolder):
+                parts.remove()
+
+    def _segment(self, parts: FrameParts) -> SceneResult:
+        """Find the objects here, on processes of this machine, or on a running cluster."""
+        job, budget = self.job, self.budget
+        if job.workers is None and job.scheduler is None:
+            return segment_scene(self.source, self.model, self.options, self.tell, self.cancel, parts)
+        try:
+            from rsgeoseg.engine import cluster, connect  # noqa: PLC0415
+        except ImportError as error:
+            msg = f"workers need Dask ({error}): install rsgeoseg[dask]"
+            raise UsageError(msg) from error
         joined = connect.local_cluster(job.workers) if job.workers else connect.joined_cluster(str(job.scheduler))
         with joined as client:
-            limit = None if budget is None else budget.frontier_bytes
             return cluster.segment_on_cluster(
-                client, order, parts, model=model.spec.name, on_event=tell, cancel=cancel, budget=limit
+                client,
+                self._order(),
+                parts,
+                model=self.model.spec.name,
+                on_event=self.tell,
+                cancel=self.cancel,
+                budget=None if budget is None else budget.frontier_bytes,
             )
 
-    return shared
+    def _order(self) -> WorkOrder:
+        from rsgeoseg.nn.device import all_devices  # noqa: PLC0415  (torch)
+
+        return WorkOrder(
+            token=uuid.uuid4().hex[:12],
+            scene=self.source,
+            load=self.load,
+            options=self.options,
+            drawing=self.drawing,
+            weights_id=self.model.spec.weights_id,
+            devices=all_devices(self.job.device) if self.job.workers is not None else (self.job.device,),
+            cache_bytes=None if self.budget is None else self.budget.cache_bytes,
+        )
 
 
 def _budget(job: RunJob, limit: int, source: Scene, model: Segmenter, options: PipelineOptions) -> Budget:
@@ -318,7 +362,8 @@ def check_scene(job: RunJob) -> None:
         SceneError: there is no such file.
     """
     if not Path(job.scene).exists():
-        Scene.open(job.scene).close()  # says what is wrong with it
+        with network(job):
+            Scene.open(job.scene).close()  # says what is wrong with it
 
 
 def check_job_output(job: RunJob) -> None:
@@ -373,3 +418,7 @@ def _check_open_scene(options: RunOptions) -> None:
     if taken:
         msg = f"{', '.join(taken)} cannot be given with an open Scene: give them to Scene.open"
         raise UsageError(msg)
+
+
+def _ignore(_event: Event) -> None:
+    """Tell nobody."""
