@@ -114,7 +114,8 @@ class Delivery:
             self._write(table, counts, scene, spec)
             stages["write"] = {"seconds": _since(before), "bytes": self.output.stat().st_size}
         about = {**about, "resumed_seconds": round(parts.resumed_seconds, 3)}
-        record = _record(result, len(table), counts, scene, spec, about=about, start=start)
+        objects = {"total": len(table), "vertices": table.vertices, "per_class": dict(counts)}
+        record = _record(result, objects, scene, spec, about=about, start=start)
         if self.output is not None:
             write_record(self.output, record)
         _tell_end(record, scene.name, self.output, tell)
@@ -194,8 +195,7 @@ def finished_run(output: Path, identity: dict[str, Any]) -> Delivered | None:
 
 def _record(
     result: SceneResult,
-    objects: int,
-    per_class: Counter[str],
+    objects: dict[str, Any],
     scene: Scene,
     spec: ModelSpec,
     *,
@@ -210,7 +210,7 @@ def _record(
         "scene": scene_record(scene),
         **about,
         "options": result.options.to_dict(spec),
-        "objects": {"total": objects, "per_class": dict(per_class)},
+        "objects": objects,
         **result.record,
         "seconds": seconds,
         "mpx_per_s": rate(result.record["pixels"] - result.record["resumed_pixels"], seconds),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import pyproj
 import shapely
 from geopandas import GeoDataFrame
 
+from rsgeoseg.engine.record import rate
 from rsgeoseg.errors import UsageError
 from rsgeoseg.geo.formats import find_format
 from rsgeoseg.geo.remote import without_secrets
@@ -42,12 +44,9 @@ def scenes_folder(output: Path) -> Path:
 
 def scene_names(scenes: Sequence[str]) -> list[str]:
     """Return what the ``scene`` column says: file names, or what the user gave where two are alike."""
-    names = [
-        scene.partition("?")[0].rstrip("/").rpartition("/")[2] if "://" in scene else Path(scene).name
-        for scene in scenes
-    ]
-    scenes = [without_secrets(scene) if "://" in scene else scene for scene in scenes]
-    return list(scenes) if len(set(names)) < len(names) else names
+    shown = [without_secrets(scene) for scene in scenes]
+    names = [scene.rstrip("/").rpartition("/")[2] if "://" in scene else Path(scene).name for scene in shown]
+    return shown if len(set(names)) < len(names) else names
 
 
 def check_merged(output: Path, crs: Sequence[tuple[str, Any]], format_name: str | None, dst_crs: str | None) -> None:
@@ -75,7 +74,7 @@ def check_merged(output: Path, crs: Sequence[tuple[str, Any]], format_name: str 
 
 
 def merge_outputs(
-    outputs: Sequence[SceneOutput], output: Path, *, format_name: str | None, overwrite: bool, about: dict[str, Any]
+    outputs: Sequence[SceneOutput], output: Path, *, format_name: str | None, overwrite: bool
 ) -> dict[str, Any]:
     """Write the objects of several scenes to one file, scene after scene, with a ``scene`` column and ids 1, 2, ...
 
@@ -84,7 +83,6 @@ def merge_outputs(
         output: the file.
         format_name: of the output; None = by extension.
         overwrite: replace an existing file.
-        about: further entries of the record.
 
     Returns:
         The record of the merged run: sums over the scenes, and each scene's own record.
@@ -92,11 +90,17 @@ def merge_outputs(
     Raises:
         OutputError: it cannot be written.
     """
-    rows = sum(pq.read_metadata(each.path).num_rows for each in outputs)
-    vertices = sum(_vertices(each.path) for each in outputs)
-    write_batches(_batches(outputs), output, rows=rows, vertices=vertices, overwrite=overwrite, format=format_name)
-    record = _sum([each.record for each in outputs]) | about
+    record = _sum([each.record for each in outputs])
     record["scenes"] = [{"name": each.scene, "record": each.record} for each in outputs]
+    found = record["objects"]
+    write_batches(
+        _batches(outputs),
+        output,
+        rows=found["total"],
+        vertices=found["vertices"],
+        overwrite=overwrite,
+        format=format_name,
+    )
     write_record(output, record)
     return record
 
@@ -119,8 +123,9 @@ def _batches(outputs: Sequence[SceneOutput]) -> Iterator[GeoDataFrame]:
 
 def _read(path: Path) -> Iterator[GeoDataFrame]:
     """Yield the rows of a file in batches; one empty frame where it has none."""
-    crs = _crs(path)
-    with _open(path) as file:
+    with pq.ParquetFile(path) as file:
+        about = json.loads(file.metadata.metadata[b"geo"])["columns"]["geometry"].get("crs")
+        crs = None if about is None else pyproj.CRS.from_json_dict(about)
         batches = file.iter_batches(BATCH_ROWS) if file.metadata.num_rows else iter([file.read()])
         for batch in batches:
             names = [name for name in batch.schema.names if name not in ("geometry", "bbox")]
@@ -128,39 +133,23 @@ def _read(path: Path) -> Iterator[GeoDataFrame]:
             yield GeoDataFrame(batch.select(names).to_pandas(), geometry=np.asarray(geometry), crs=crs)
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[pq.ParquetFile]:
-    with pq.ParquetFile(path) as file:
-        yield file
-
-
-def _vertices(path: Path) -> int:
-    return sum(int(shapely.get_num_coordinates(frame.geometry.to_numpy()).sum()) for frame in _read(path))
-
-
-def _crs(path: Path) -> pyproj.CRS | None:
-    import json  # noqa: PLC0415
-
-    about = json.loads(pq.read_metadata(path).metadata[b"geo"])["columns"]["geometry"]
-    found = about.get("crs")
-    return None if found is None else pyproj.CRS.from_json_dict(found)
-
-
 def _sum(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    chips = {name: sum(record["chips"][name] for record in records) for name in ("total", "done", "empty", "failed")}
-    per_class: dict[str, int] = {}
+    chips: Counter[str] = Counter()
+    per_class: Counter[str] = Counter()
     for record in records:
-        for name, count in record["objects"]["per_class"].items():
-            per_class[name] = per_class.get(name, 0) + count
-    pixels, seconds = sum(r["pixels"] for r in records), sum(r["seconds"] for r in records)
+        chips.update(record["chips"])
+        per_class.update(record["objects"]["per_class"])
+    pixels, seconds = sum(record["pixels"] for record in records), sum(record["seconds"] for record in records)
     return {
-        "versions": records[-1]["versions"],
-        "finished": records[-1]["finished"],
-        "model": records[-1]["model"],
-        "chips": chips,
-        "objects": {"total": sum(record["objects"]["total"] for record in records), "per_class": per_class},
+        **{name: records[-1][name] for name in ("versions", "finished", "model")},
+        "chips": dict(chips),
+        "objects": {
+            "total": sum(record["objects"]["total"] for record in records),
+            "vertices": sum(record["objects"]["vertices"] for record in records),
+            "per_class": dict(per_class),
+        },
         "pixels": pixels,
         "seconds": round(seconds, 6),
-        "mpx_per_s": round(pixels / 1e6 / max(seconds, 1e-9), 3),
-        "peak_memory_bytes": max((r["peak_memory_bytes"] or 0 for r in records), default=0) or None,
+        "mpx_per_s": rate(pixels, seconds),
+        "peak_memory_bytes": max((record["peak_memory_bytes"] or 0 for record in records), default=0) or None,
     }
