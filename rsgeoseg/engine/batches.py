@@ -11,7 +11,7 @@ from rsgeoseg.engine.tuning import remember_smaller
 from rsgeoseg.errors import ModelError, PromptError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rsgeoseg.contract import Chip, Instances, Segmenter
 
@@ -25,7 +25,8 @@ _FAULTS = (ModelError, RuntimeError, ArithmeticError, ValueError)  # what a netw
 class BatchSegmenter:
     """A model behind a batch size that adapts to the memory there is.
 
-    A model may have a method ``release_memory()``, called before a batch that did not fit is tried again by halves.
+    A model may have a method ``release_memory()``, called before a batch that did not fit is tried again by halves, and
+    a method ``prepare(chip)``, called by the thread that read a chip: to copy it to the device beside the model's work.
 
     Args:
         segmenter: the model.
@@ -36,6 +37,8 @@ class BatchSegmenter:
         self._segmenter = segmenter
         self.batch_size = batch_size
         """Chips per call now; only ever shrinks."""
+        self.prepare: Callable[[Chip], Chip] | None = getattr(segmenter, "prepare", None)
+        """The model's own, where it has one."""
 
     def segment(self, chips: Sequence[Chip]) -> list[Instances | ModelError]:
         """Segment chips of one shape.

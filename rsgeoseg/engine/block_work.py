@@ -95,7 +95,8 @@ class Bench:
         collector = self.order.drawing.collector()
         part = PartRun(scene, self.plan, options, collector.take, _ignore)
         waited = Tally()
-        with Behind() as behind, closing(read_groups(scene, groups, options, waited, self.given_up)) as reading:
+        chips = read_groups(scene, groups, options, waited, self.given_up, self.batches.prepare)
+        with Behind() as behind, closing(chips) as reading:
             for items in reading:
                 with self._model:
                     segmented = segment_group(items, self.batches)

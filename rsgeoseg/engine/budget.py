@@ -10,6 +10,7 @@ each would take without a limit.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from rsgeoseg.contract import Chip, Segmenter
     from rsgeoseg.engine.options import PipelineOptions
+
+logger = logging.getLogger(__name__)
 
 FIXED_BYTES = 160 << 20
 """GDAL's block cache, memory of chips and tiles that is kept to be used again, and small change."""
@@ -43,6 +46,13 @@ class Budget:
     """Of masks that wait for neighbours; a run that needs more goes on and says so."""
     batch_rows: int
     """Rows written at once."""
+
+    def compare(self, frontier_peak_bytes: int) -> None:
+        """Say so where masks that waited for their neighbours took more than their share."""
+        if frontier_peak_bytes > self.frontier_bytes:
+            text = "objects that waited for their neighbours took %.2f GB, %.2f GB more than max-memory had for them"
+            over = frontier_peak_bytes - self.frontier_bytes
+            logger.warning(text, frontier_peak_bytes / 1e9, over / 1e9)
 
 
 def working_memory(segmenter: Segmenter, chips: Sequence[Chip], batch_size: int) -> int:

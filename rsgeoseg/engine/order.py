@@ -176,7 +176,7 @@ class RunJob:
             "bands": None if self.bands is None else parse_numbers("bands", self.bands, whole=True),
             "bbox": None if self.bbox is None else parse_numbers("bbox", self.bbox),
             "classes": None if self.classes is None else parse_names(self.classes) or None,
-            "aoi": None if self.aoi is None else os.fspath(self.aoi),
+            "aoi": None if self.aoi is None else _path("aoi", self.aoi),
             "max_memory": None if self.max_memory is None else parse_bytes(self.max_memory),
             "output": None if self.output is None else os.fspath(self.output),
         }
@@ -222,6 +222,18 @@ def check_names(options: dict[str, Any]) -> None:
 def option_name(name: str) -> str:
     """Write a field's name as the command line does."""
     return name.replace("_", "-")
+
+
+def _path(name: str, value: object) -> str:
+    """Return a path as text.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    if not isinstance(value, str | os.PathLike):
+        msg = f"{name} is a {type(value).__name__}, not a path: open the scene yourself, Scene.open(path, {name}=...)"
+        raise UsageError(msg)
+    return os.fspath(value)
 
 
 def _is_number(value: object) -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Generator, Iterable, Iterator
 
-    from rsgeoseg.contract import Segmenter
+    from rsgeoseg.contract import Chip, Segmenter
     from rsgeoseg.engine.options import PipelineOptions
     from rsgeoseg.engine.parts import PartEnd, Parts
     from rsgeoseg.geo.scene import Scene
@@ -119,15 +119,24 @@ def read_groups(
     options: PipelineOptions,
     tally: Tally,
     cancel: threading.Event | None = None,
+    prepare: Callable[[Chip], Chip] | None = None,
 ) -> Generator[list[ReadChip]]:
     """Read groups of windows ahead of the model; the time that it waits is counted in ``tally``.
+
+    Args:
+        scene: an open scene.
+        groups: of ``window_groups``.
+        options: how many threads, and how far ahead.
+        tally: its ``wait`` grows.
+        cancel: set it from another thread to stop.
+        prepare: as in ``read_ahead``.
 
     Raises:
         WindowError: a chip cannot be read, and the options say to stop then.
     """
     windows = [window for group in groups for window in group]
     ahead = options.ahead or 2 * options.readers + options.batch_size
-    reading = read_ahead(scene, windows, readers=options.readers, ahead=ahead, cancel=cancel)
+    reading = read_ahead(scene, windows, readers=options.readers, ahead=ahead, cancel=cancel, prepare=prepare)
 
     def timed() -> Iterator[ReadChip]:
         before = time.perf_counter()
@@ -149,7 +158,10 @@ def _work(
     """Carry groups of chips from the scene to the parts."""
     part: PartRun | None = None
     waited = Tally()
-    with Behind() as behind, closing(read_groups(run.scene, groups, run.options, waited, cancel)) as reading:
+    with (
+        Behind() as behind,
+        closing(read_groups(run.scene, groups, run.options, waited, cancel, batches.prepare)) as reading,
+    ):
         for items in reading:
             if part is None:
                 part = PartRun(run.scene, run.plan, run.options, run.parts.begin(), run.on_event)

@@ -16,7 +16,7 @@ from rsgeoseg.geo.opening import keep_gdal_env
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from rsgeoseg.contract import Chip
     from rsgeoseg.geo.scene import Scene
@@ -59,7 +59,13 @@ def check_cancel(cancel: threading.Event | None) -> None:
 
 
 def read_ahead(
-    scene: Scene, windows: Sequence[Window], *, readers: int, ahead: int, cancel: threading.Event | None = None
+    scene: Scene,
+    windows: Sequence[Window],
+    *,
+    readers: int,
+    ahead: int,
+    cancel: threading.Event | None = None,
+    prepare: Callable[[Chip], Chip] | None = None,
 ) -> Generator[ReadChip]:
     """Read windows with threads and yield them in their order.
 
@@ -69,6 +75,7 @@ def read_ahead(
         readers: threads, of a local scene.
         ahead: windows read or being read that were not yet yielded; bounds the memory, and the threads.
         cancel: set by the user to stop.
+        prepare: done to every chip by the thread that read it, such as the start of its copy to the model's device.
 
     Yields:
         One ``ReadChip`` per window; a window that cannot be read carries its error.
@@ -81,11 +88,11 @@ def read_ahead(
     threads = max(readers, min(ahead, REMOTE_READERS)) if scene.is_remote else readers
     with ThreadPoolExecutor(threads, thread_name_prefix="rsgeoseg-read", initializer=keep_gdal_env) as pool:
         try:
-            queue.extend(pool.submit(_read, scene, window) for window in islice(pending, ahead))
+            queue.extend(pool.submit(_read, scene, window, prepare) for window in islice(pending, ahead))
             while queue:
                 item = _wait(queue[0], cancel)
                 queue.popleft()
-                queue.extend(pool.submit(_read, scene, window) for window in islice(pending, 1))
+                queue.extend(pool.submit(_read, scene, window, prepare) for window in islice(pending, 1))
                 yield item
         finally:
             for future in queue:
@@ -94,7 +101,7 @@ def read_ahead(
                 scene.close()  # nobody waits for the pauses between attempts
 
 
-def _read(scene: Scene, window: Window) -> ReadChip:
+def _read(scene: Scene, window: Window, prepare: Callable[[Chip], Chip] | None) -> ReadChip:
     start = time.perf_counter()
     if scene.is_empty(window.read):
         return ReadChip(window=window, chip=None, seconds=time.perf_counter() - start)
@@ -110,6 +117,8 @@ def _read(scene: Scene, window: Window) -> ReadChip:
             break
     whole = bool(chip.valid.all())
     seen = whole or bool(chip.valid.any())
+    if seen and prepare is not None:
+        chip = prepare(chip)
     return ReadChip(
         window=window,
         chip=chip if seen else None,

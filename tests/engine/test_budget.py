@@ -88,3 +88,11 @@ def test_amounts_of_memory(text, wanted):
 def test_what_is_no_amount_is_refused(text):
     with pytest.raises(UsageError, match="such as 2GB"):
         parse_bytes(text)
+
+
+def test_a_frontier_above_its_share_is_said(caplog):
+    budget = share_out(4 * GB, processes=1, resident=GB, working=0, chip_bytes=4 << 20, options=options())
+    budget.compare(budget.frontier_bytes)
+    assert not caplog.messages
+    budget.compare(budget.frontier_bytes + GB)
+    assert "1.00 GB more than max-memory had" in caplog.text

@@ -176,3 +176,9 @@ def test_every_format_is_written_with_a_record(ids_scene, tmp_path):
         assert len(frame) == ids.max()
         record = json.loads(Path(f"{tmp_path / name}.run.json").read_text())
         assert record["objects"]["total"] == ids.max()
+
+
+def test_an_area_that_is_no_path_is_said(ids_scene):
+    path, _ = ids_scene()
+    with pytest.raises(UsageError, match=r"aoi is a dict, not a path: open the scene yourself"):
+        jobs.run(path, ORACLE, aoi={})

@@ -1,5 +1,6 @@
 import threading
 import time
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -261,6 +262,28 @@ def test_a_chip_is_read_three_times_before_it_fails():
     assert disk.reads[windows[1].read] == ATTEMPTS
     again = list(read_ahead(Disk(bad=[8], recovers_after=2), windows, readers=2, ahead=2))
     assert not any(item.error for item in again)
+
+
+def test_the_thread_that_reads_a_chip_prepares_it(ids_scene):
+    """So the copy to a device goes on beside the model; chips without a valid pixel are not copied."""
+    path, ids = ids_scene()
+    prepared, came = [], []
+
+    class OnDevice(OracleSegmenter):
+        def prepare(self, chip):
+            prepared.append(threading.current_thread().name)
+            return replace(chip, gsd=-1.0)
+
+        def segment(self, chips, prompts=None):
+            came.extend(chip.gsd for chip in chips)
+            return super().segment(chips)
+
+    with Scene.open(path, stretch="none") as scene:
+        objects = find_objects(scene, OnDevice(spec=ORACLE.spec), options())
+    assert (paint(objects, ids.shape) == truth(ids)).all()
+    assert came == [-1.0] * len(prepared)
+    assert prepared
+    assert all(name.startswith("rsgeoseg-read") for name in prepared)
 
 
 def test_an_abandoned_reader_leaves_no_thread():
