@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rsgeoseg.engine.batches import BatchSegmenter
 from rsgeoseg.engine.part_run import PartRun, segment_group
@@ -29,6 +29,20 @@ IDLE_SECONDS = 600.0
 """A bench that was not used for so long gives way to the next run's."""
 
 
+class ModelSource(Protocol):
+    """Gives a model in any process; sources that are equal give the same model."""
+
+    def __call__(self, device: str) -> Segmenter:
+        """Load it onto a device."""
+        ...
+
+    def devices(self, name: str) -> tuple[str, ...]:
+        """Return the devices of this machine that a name stands for."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkOrder:
     """All that a worker needs to know of a run; it travels to every worker once."""
@@ -37,8 +51,8 @@ class WorkOrder:
     """Names the run."""
     scene: Scene
     """Travels as how to open it again, with its stretch."""
-    load: Callable[[str], Segmenter]
-    """Loads the model onto a device; called once per process."""
+    model: ModelSource
+    """Loads the model; called once per process."""
     options: PipelineOptions
     drawing: Drawing
     weights_id: str
@@ -54,15 +68,14 @@ class Bench:
 
     Args:
         order: what run it works on.
-        number: of the worker, which chooses its device.
+        segmenter: its model, on this worker's device.
 
     Raises:
-        ModelError: the model, or the same weights of it, cannot be had here.
+        ModelError: it has other weights than the run was planned with.
     """
 
-    def __init__(self, order: WorkOrder, number: int) -> None:
+    def __init__(self, order: WorkOrder, segmenter: Segmenter) -> None:
         self.order = order
-        segmenter = order.load(order.devices[number % len(order.devices)])
         weights = segmenter.spec.weights_id
         if weights != order.weights_id:
             msg = f"it has weights {weights}, the run was started with {order.weights_id}: give all the same files"
@@ -112,9 +125,14 @@ class Bench:
 
 
 class Benches:
-    """The benches of this process, one per run; set up when first needed."""
+    """The benches of this process, one per run; set up when first needed.
+
+    The model that was loaded last is kept for the next run: on a cluster that others run, until no run is left.
+    """
 
     def __init__(self) -> None:
+        self._model: tuple[ModelSource, str, Segmenter] | None = None
+        self._kept = False
         self._orders: dict[str, tuple[Callable[[], WorkOrder], int, str]] = {}
         self._benches: dict[str, Bench] = {}
         self._lock = threading.Lock()
@@ -139,9 +157,11 @@ class Benches:
         with self._lock:
             if token not in self._benches:
                 self._forget_idle()
-                order, number, address = self._orders[token]
+                read, number, address = self._orders[token]
                 try:
-                    self._benches[token] = Bench(order(), number)
+                    order = read()
+                    device = order.devices[number % len(order.devices)]
+                    self._benches[token] = Bench(order, self._load(order.model, device))
                 except Exception as error:  # whatever it is, the user must hear which worker has it
                     why = str(error) if isinstance(error, RsGeoSegError) else f"{type(error).__name__}: {error}"
                     msg = f"worker {address} cannot take part: {why}"
@@ -154,6 +174,24 @@ class Benches:
         bench = self._benches.pop(token, None)
         if bench is not None:
             bench.given_up.set()
+        if not self._orders and not self._kept:
+            self._model = None
+
+    def keep(self, source: ModelSource, device: str) -> None:
+        """Load a model for runs to come, and keep models from now on: this process is there for them alone.
+
+        Raises:
+            ModelError: it cannot be had here.
+        """
+        with self._lock:
+            self._kept = True
+            self._load(source, device)
+
+    def _load(self, source: ModelSource, device: str) -> Segmenter:
+        if self._model is None or self._model[:2] != (source, device):
+            self._model = None  # makes room first
+            self._model = (source, device, source(device))
+        return self._model[2]
 
     def _forget_idle(self) -> None:
         """Let models go whose run's process has died: nobody tells of that."""

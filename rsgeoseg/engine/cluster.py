@@ -29,7 +29,7 @@ from rsgeoseg.engine.part_run import PartRun, Segmented
 from rsgeoseg.engine.pipeline import SceneResult, SceneRun
 from rsgeoseg.engine.reader import ReadChip, check_cancel
 from rsgeoseg.engine.tally import Tally
-from rsgeoseg.errors import ClusterError, ModelError, SceneError, UsageError
+from rsgeoseg.errors import ClusterError, ModelError, RsGeoSegError, SceneError, UsageError
 
 if TYPE_CHECKING:
     import threading
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from distributed import Client, Future, Worker
 
+    from rsgeoseg.engine.block_work import ModelSource
     from rsgeoseg.engine.blocks import Group
     from rsgeoseg.engine.parts import FrameParts
     from rsgeoseg.geo.stitch import StitchedObject
@@ -98,6 +99,17 @@ def segment_on_cluster(
             raise ClusterError(msg) from error
         raise
     return run.result(batch_size=order.options.batch_size)
+
+
+def keep_model(client: Client, source: ModelSource, device: str) -> None:
+    """Have the workers of our own cluster load a model and keep it for all runs to come; does not wait.
+
+    Args:
+        client: of the cluster.
+        source: gives the model.
+        device: as the user named it; workers share out what it stands for.
+    """
+    client.run(_keep_model, source, device, wait=False)
 
 
 def _dashboard(client: Client) -> str:
@@ -278,6 +290,15 @@ def _work_block(token: str, windows: list[list[int]], key: str) -> tuple[bytes, 
 def _make_ready(token: str) -> None:
     """Load the model on this worker, unless it is there."""
     BENCHES.bench(token)
+
+
+async def _keep_model(source: ModelSource, device: str, dask_worker: Worker) -> None:
+    """Load the model on this worker of our own cluster, before any run is known; a coroutine need not be waited for."""
+    try:
+        devices = source.devices(device)
+        BENCHES.keep(source, devices[int(str(dask_worker.name)) % len(devices)])
+    except RsGeoSegError as error:  # the starting process, or the run, meets it again and says it
+        logger.debug("%s", error)
 
 
 # ------------------------------------------------------------------------------------------------ around all blocks

@@ -72,17 +72,21 @@ def local_cluster(workers: int) -> Iterator[Client]:
             "distributed.scheduler.allowed-failures": _DEATHS,
             "distributed.nanny.pre-spawn-environ": environment,
         }
-        with _without(*environment, *_LEFT_BY_DASK), dask.config.set(settings), _quiet():
+        ours = (*environment, *_LEFT_BY_DASK)
+        with _restored(*ours), dask.config.set(settings), _quiet():
             try:
-                cluster = LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0",
-                    memory_limit=0,
-                    silence_logs=logging.CRITICAL,
-                )
+                with _restored(*ours):  # at once: this process may load torch next, with the user's own settings
+                    for name in ours:
+                        os.environ.pop(name, None)
+                    cluster = LocalCluster(
+                        n_workers=workers,
+                        threads_per_worker=1,
+                        processes=True,
+                        host="127.0.0.1",
+                        dashboard_address="127.0.0.1:0",
+                        memory_limit=0,
+                        silence_logs=logging.CRITICAL,
+                    )
             except (RuntimeError, OSError, TimeoutError) as error:
                 msg = (
                     f"worker processes do not start ({error}); a script that uses workers must do so under"
@@ -148,12 +152,12 @@ def _greet(address: str) -> None:
 
 
 @contextmanager
-def _without(*names: str) -> Iterator[None]:
-    """Take variables out of the environment for a while.
+def _restored(*names: str) -> Iterator[None]:
+    """Leave variables of the environment as they were.
 
     Dask lets those that are set win over what it is told, and leaves what it was told in this process.
     """
-    before = {name: os.environ.pop(name, None) for name in names}
+    before = {name: os.environ.get(name) for name in names}
     try:
         yield
     finally:

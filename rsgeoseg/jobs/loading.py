@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,7 +18,6 @@ from rsgeoseg.network import offline
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
 
     from rsgeoseg.contract import ModelSpec, Segmenter
     from rsgeoseg.engine.order import RunJob
@@ -35,28 +33,58 @@ def load_segmenter(job: RunJob) -> Segmenter:
         ModelError: the model is unknown, or its weights cannot be had.
         UsageError: it answers prompts only; said before its weights are fetched.
     """
-    if registry.card(job.model).needs_prompts:
-        _refuse_prompted(job.model)
-    with network(job):
-        return registry.load_model(job.model, weights=job.weights, device=job.device)
+    return model_source(job)(job.device)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """A model by its name and weights, as any process can load it."""
+
+    name: str
+    weights: str | None
+    offline: bool
+
+    def __call__(self, device: str) -> Segmenter:
+        """Load it.
+
+        Raises:
+            ModelError, UsageError: as ``load_segmenter``.
+        """
+        if registry.card(self.name).needs_prompts:
+            _refuse_prompted(self.name)
+        with offline() if self.offline else nullcontext():
+            return registry.load_model(self.name, weights=self.weights, device=device)
+
+    def devices(self, name: str) -> tuple[str, ...]:
+        """Return every GPU of this machine for ``auto`` and ``cuda``, where there are any; else the one named."""
+        from rsgeoseg.nn.device import all_devices  # noqa: PLC0415  (torch)
+
+        return all_devices(name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GivenModel:
+    """A model that came with a job: it travels as it is, and stays on its device."""
+
+    segmenter: Segmenter
+
+    def __call__(self, device: str) -> Segmenter:  # noqa: ARG002  (as NamedModel)
+        """Return it."""
+        return self.segmenter
+
+    def devices(self, name: str) -> tuple[str, ...]:
+        """Return the name: it has no say."""
+        return (name,)
+
+
+def model_source(job: RunJob) -> NamedModel:
+    """Return what loads the model of a job in any process."""
+    return NamedModel(job.model, job.weights, job.offline)
 
 
 def network(job: RunJob) -> AbstractContextManager[None]:
     """Return what keeps the network off while it is entered, where the job says so."""
     return offline() if job.offline else nullcontext()
-
-
-def loader(job: RunJob, given: Segmenter | None) -> Callable[[str], Segmenter]:
-    """Return what gives the job's model in any process, by name and weights; or a model that came with the job."""
-    return partial(_load_on, job) if given is None else partial(_given, given)
-
-
-def _load_on(job: RunJob, device: str) -> Segmenter:
-    return load_segmenter(replace(job, device=device))
-
-
-def _given(segmenter: Segmenter, _device: str) -> Segmenter:
-    return segmenter
 
 
 def device_kind(segmenter: Segmenter) -> str:

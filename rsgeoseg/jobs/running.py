@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from rsgeoseg.engine.block_work import WorkOrder, leave_if_imported_by_a_worker
+from rsgeoseg.engine.block_work import WorkOrder
 from rsgeoseg.engine.budget import MOST_ROWS, share_out, working_memory
 from rsgeoseg.engine.deliver import Delivered, Delivery, finished_run
 from rsgeoseg.engine.identity import run_identity
@@ -25,10 +25,9 @@ from rsgeoseg.engine.tuning import sample_chips
 from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, UsageError
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.writers import check_output
+from rsgeoseg.jobs.crew import Crew
 from rsgeoseg.jobs.loading import (
     device_kind,
-    load_segmenter,
-    loader,
     network,
     pipeline_options,
     tuned,
@@ -123,7 +122,7 @@ def run_job(
     if scene is None:
         check_scene(job)
     check_job_output(job)
-    with _finished(job, on_event=on_event, cancel=cancel, given=segmenter, scene=scene) as done:
+    with Crew(segmenter) as crew, _finished(job, crew, on_event=on_event, cancel=cancel, scene=scene) as done:
         return done.frame()
 
 
@@ -149,7 +148,7 @@ def write_job(
         RsGeoSegError: as ``run``.
     """
     check_job(job)
-    with _finished(job, on_event=on_event, cancel=cancel, given=segmenter) as done:
+    with Crew(segmenter) as crew, _finished(job, crew, on_event=on_event, cancel=cancel) as done:
         return done.record
 
 
@@ -168,44 +167,37 @@ def run_jobs(
     """
     for job in jobs:
         check_job(job)
-    loaded: dict[tuple[str, str | None, str], Segmenter] = {}
-    for job in jobs:
-        key = (job.model, job.weights, job.device)
-        if key not in loaded:
-            loaded = {key: load_segmenter(job)}
-        with _finished(job, on_event=on_event, cancel=cancel, loaded=loaded[key]) as done:
-            record = done.record
-        yield job, record
+    with Crew() as crew:
+        for job in jobs:
+            with _finished(job, crew, on_event=on_event, cancel=cancel) as done:
+                record = done.record
+            yield job, record
 
 
 @contextmanager
 def _finished(
     job: RunJob,
+    crew: Crew,
     *,
     on_event: Callable[[Event], None] | None,
     cancel: threading.Event | None,
-    given: Segmenter | None = None,
-    loaded: Segmenter | None = None,
     scene: Scene | DataArray | None = None,
 ) -> Iterator[Delivered]:
     """Do a job that was checked; its parts are there until the block ends.
 
     Args:
         job: what to do.
+        crew: has its model and its processes.
         on_event: told of every event.
         cancel: set it from another thread to stop.
-        given: a model that came with the job, and travels to workers as it is.
-        loaded: the job's own model, where it is loaded already; workers load theirs by its name.
         scene: in place of the job's.
     """
     start = time.perf_counter()
-    if job.workers is not None:
-        leave_if_imported_by_a_worker()
     try:
         with network(job):
-            model = given or loaded or load_segmenter(job)
-            with _opened(job, model.spec, scene) as source:
-                work = _Work(job, source, model, loader(job, given), on_event or _ignore, cancel)
+            crew.start(job)
+            with _opened(job, crew.segmenter(job).spec, scene) as source:
+                work = _Work(job, source, crew, on_event or _ignore, cancel)
                 with work.finished(start) as done:
                     yield done
     except KeyboardInterrupt as error:
@@ -219,8 +211,7 @@ class _Work:
     Args:
         job: what to do.
         source: the open scene.
-        model: the model in this process.
-        load: gives it in another process, by device.
+        crew: has its model and its processes.
         tell: takes events.
         cancel: set by the user to stop.
     """
@@ -229,12 +220,12 @@ class _Work:
         self,
         job: RunJob,
         source: Scene,
-        model: Segmenter,
-        load: Callable[[str], Segmenter],
+        crew: Crew,
         tell: Callable[[Event], None],
         cancel: threading.Event | None,
     ) -> None:
-        self.job, self.source, self.model, self.load, self.tell, self.cancel = job, source, model, load, tell, cancel
+        self.job, self.source, self.crew, self.tell, self.cancel = job, source, crew, tell, cancel
+        self.model = model = crew.segmenter(job)
         self.options = tuned(job, pipeline_options(job, model), model, source, cancel)
         warn_of_ground(source, model.spec)
         self.budget = None
@@ -278,34 +269,29 @@ class _Work:
         job, budget = self.job, self.budget
         if job.workers is None and job.scheduler is None:
             return segment_scene(self.source, self.model, self.options, self.tell, self.cancel, parts)
-        try:
-            from rsgeoseg.engine import cluster, connect  # noqa: PLC0415
-        except ImportError as error:
-            msg = f"workers need Dask ({error}): install rsgeoseg[dask]"
-            raise UsageError(msg) from error
-        joined = connect.local_cluster(job.workers) if job.workers else connect.joined_cluster(str(job.scheduler))
-        with joined as client:
-            return cluster.segment_on_cluster(
-                client,
-                self._order(),
-                parts,
-                model=self.model.spec.name,
-                on_event=self.tell,
-                cancel=self.cancel,
-                budget=None if budget is None else budget.frontier_bytes,
-            )
+        client = self.crew.client(job)
+        from rsgeoseg.engine.cluster import segment_on_cluster  # noqa: PLC0415  (an extra)
+
+        return segment_on_cluster(
+            client,
+            self._order(),
+            parts,
+            model=self.model.spec.name,
+            on_event=self.tell,
+            cancel=self.cancel,
+            budget=None if budget is None else budget.frontier_bytes,
+        )
 
     def _order(self) -> WorkOrder:
-        from rsgeoseg.nn.device import all_devices  # noqa: PLC0415  (torch)
-
+        source = self.crew.source(self.job)
         return WorkOrder(
             token=uuid.uuid4().hex[:12],
             scene=self.source,
-            load=self.load,
+            model=source,
             options=self.options,
             drawing=self.drawing,
             weights_id=self.model.spec.weights_id,
-            devices=all_devices(self.job.device) if self.job.workers is not None else (self.job.device,),
+            devices=source.devices(self.job.device) if self.job.workers is not None else (self.job.device,),
             cache_bytes=None if self.budget is None else self.budget.cache_bytes,
         )
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import geopandas
 import numpy as np
@@ -30,11 +31,14 @@ from dask_cluster import (
     start_worker,
 )  # fmt: skip
 
+import rsgeoseg
 from rsgeoseg.engine import blocks, cluster
 from rsgeoseg.engine.events import ClusterStarted, RunFinished
+from rsgeoseg.engine.order import RunJob
 from rsgeoseg.engine.run_folder import run_folder
 from rsgeoseg.errors import ClusterError, JobCancelled, ModelError
 from rsgeoseg.geo.writers import load_frame
+from rsgeoseg.jobs.running import run_jobs
 from rsgeoseg.testing.oracle import NoisyOracle, OracleSegmenter
 
 SEAMS = ("joined", "duplicates_removed", "fragments_dropped", "objects", "seam_objects")
@@ -269,9 +273,38 @@ def test_the_cores_are_shared_out(scene, monkeypatch):
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
-    before = dict(os.environ)
-    assert len(run(scene, Threads(spec=SPEC), workers=2)) > 0
+    before, during = dict(os.environ), []
+    found = run(scene, Threads(spec=SPEC), workers=2, progress=lambda _event: during.append(dict(os.environ)))
+    assert len(found) > 0
     assert dict(os.environ) == before
+    assert during[0] == before
+
+
+@pytest.mark.slow
+def test_scenes_of_one_call_share_the_workers_and_their_model(tmp_path):
+    jobs, events, workers = [], [], []
+    for name in "abc":
+        scene = draw_scene(tmp_path / f"{name}.tif")
+        jobs.append(
+            RunJob(scene=str(scene), output=str(tmp_path / f"{name}.gpkg"), workers=1, chip_size=256, device="cpu")
+        )
+
+    def listen(event):
+        events.append(event)
+        if isinstance(event, ClusterStarted):
+            workers.append({each.pid for each in children()})
+
+    for job, _ in run_jobs(jobs[:2], on_event=listen):
+        alone = rsgeoseg.run(job.scene, chip_size=256, device="cpu")
+        assert_same(load_frame(job.output), alone)
+    first, second = (event for event in events if isinstance(event, ClusterStarted))
+    assert first == second
+    assert workers[0] == workers[1]
+    before, events[:] = set(children()), []
+    again = [replace(job, resume=True) for job in jobs[:2]]
+    assert len(list(run_jobs(again, on_event=listen))) == 2
+    assert not events, "finished outputs need no workers"
+    assert set(children()) == before
 
 
 @pytest.mark.slow
