@@ -45,7 +45,7 @@ class Chip:
     image: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.float32]
     """(bands, h, w). uint8 0-255 after the scene's stretch, or raw values where the model asks for them."""
     valid: NDArray[np.bool_]
-    """(h, w), True where the scene has data."""
+    """(h, w), True where the scene has data; not to be written to, since chips may share it."""
     gsd: float | None = None
     """Ground sampling distance in metres per pixel; None where the scene has no CRS."""
 

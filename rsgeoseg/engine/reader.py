@@ -88,11 +88,11 @@ def read_ahead(
     threads = max(readers, min(ahead, REMOTE_READERS)) if scene.is_remote else readers
     with ThreadPoolExecutor(threads, thread_name_prefix="rsgeoseg-read", initializer=keep_gdal_env) as pool:
         try:
-            queue.extend(pool.submit(_read, scene, window, prepare) for window in islice(pending, ahead))
+            queue.extend(_begin(pool, scene, window, prepare) for window in islice(pending, ahead))
             while queue:
                 item = _wait(queue[0], cancel)
                 queue.popleft()
-                queue.extend(pool.submit(_read, scene, window, prepare) for window in islice(pending, 1))
+                queue.extend(_begin(pool, scene, window, prepare) for window in islice(pending, 1))
                 yield item
         finally:
             for future in queue:
@@ -101,10 +101,20 @@ def read_ahead(
                 scene.close()  # nobody waits for the pauses between attempts
 
 
+def _begin(
+    pool: ThreadPoolExecutor, scene: Scene, window: Window, prepare: Callable[[Chip], Chip] | None
+) -> Future[ReadChip]:
+    """Have a thread read a window, unless it is known to be empty: that is known sooner than a thread begins."""
+    start = time.perf_counter()
+    if not scene.is_empty(window.read):
+        return pool.submit(_read, scene, window, prepare)
+    known: Future[ReadChip] = Future()
+    known.set_result(ReadChip(window=window, chip=None, seconds=time.perf_counter() - start))
+    return known
+
+
 def _read(scene: Scene, window: Window, prepare: Callable[[Chip], Chip] | None) -> ReadChip:
     start = time.perf_counter()
-    if scene.is_empty(window.read):
-        return ReadChip(window=window, chip=None, seconds=time.perf_counter() - start)
     attempts = 1 if scene.is_remote else ATTEMPTS
     for attempt in range(1, attempts + 1):
         try:

@@ -10,6 +10,7 @@ import math
 import threading
 import weakref
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,14 @@ class ArrayPool:
         held = sum(map(len, self._idle))
         while held > self._limit:
             held -= len(self._idle.pop(0))
+
+
+@lru_cache(maxsize=8)
+def all_true(shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the validity of pixels that are all valid: one array for all chips of a size, not to be written to."""
+    valid = np.ones(shape, np.bool_)
+    valid.flags.writeable = False
+    return valid
 
 
 SHARED = ArrayPool()

@@ -12,7 +12,7 @@ import numpy as np
 
 from rsgeoseg.contract import Chip
 from rsgeoseg.errors import SceneError, UsageError, WindowError
-from rsgeoseg.geo import buffers
+from rsgeoseg.geo import buffers, opening
 from rsgeoseg.geo.area import crop, load_area
 from rsgeoseg.geo.bands import choose_bands
 from rsgeoseg.geo.opening import READ_ERRORS
@@ -80,6 +80,7 @@ class Scene:
         """Band numbers from 1, as read."""
         unique = tuple(dict.fromkeys(self.band_indexes))
         self._order = tuple(unique.index(band) for band in self.band_indexes)
+        self._in_order = self._order == tuple(range(len(unique)))
         self._raster = self._info.reader(unique, options.gsd)
         self.aoi_geometry: BaseGeometry | None = None
         """The area of interest in the scene's CRS."""
@@ -215,7 +216,7 @@ class Scene:
         image, valid = self._assemble(box.shifted(self._crop.x0, self._crop.y0), box)
         if inside is not None:
             image[:, ~inside] = 0
-            valid &= inside
+            valid = valid & inside
         return Chip(image=image, valid=valid, gsd=self._gsd)
 
     def read_thumbnail(self, max_side: int) -> Chip:
@@ -361,28 +362,34 @@ class Scene:
     def _assemble(self, box: Box, asked: Box) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Copy a box of the whole raster together from tiles."""
         image = buffers.SHARED.empty((len(self._order), box.height, box.width), self._out_dtype)
-        valid = buffers.SHARED.empty((box.height, box.width), np.bool_)
-        try:
-            for place, tile in self._tiles.tiles(box):
-                self._copy(place, tile, box, image, valid)  # at once, while the tile is in the processor's cache
-        except _READ_ERRORS:
-            # A tile holds several blocks: the window may need only good ones.
-            self._copy(box, self._load_window(box, asked), box, image, valid)
-        return image, valid
+        valid = None if self._raster.always_valid else buffers.SHARED.empty((box.height, box.width), np.bool_)
+        with opening.gdal_env():  # entered once, not for every tile
+            try:
+                for place, tile in self._tiles.tiles(box):
+                    self._copy(place, tile, box, image, valid)  # at once, while the tile is in the processor's cache
+            except _READ_ERRORS:
+                # A tile holds several blocks: the window may need only good ones.
+                self._copy(box, self._load_window(box, asked), box, image, valid)
+        return image, buffers.all_true((box.height, box.width)) if valid is None else valid
 
-    def _copy(self, place: Box, tile: Tile, box: Box, image: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-        """Copy what a tile at ``place`` shares with a box into the box's image and validity."""
+    def _copy(self, place: Box, tile: Tile, box: Box, image: NDArray[Any], valid: NDArray[np.bool_] | None) -> None:
+        """Copy what a tile at ``place`` shares with a box into the box's image and validity (None: always valid)."""
         shared = place.intersection(box)
         assert shared is not None  # the cache gives tiles that touch the box
         there = shared.shifted(-place.x0, -place.y0).as_slices()
         here = shared.shifted(-box.x0, -box.y0).as_slices()
         if tile.image is None:
             image[:, *here] = 0
-            valid[here] = False
+            if valid is not None:
+                valid[here] = False
             return
-        for index, source in enumerate(self._order):
-            image[index, *here] = tile.image[source, *there]
-        valid[here] = True if tile.valid is None else tile.valid[there]
+        if self._in_order:
+            image[:, *here] = tile.image[:, *there]
+        else:
+            for index, source in enumerate(self._order):
+                image[index, *here] = tile.image[source, *there]
+        if valid is not None:
+            valid[here] = True if tile.valid is None else tile.valid[there]
 
     def _load_window(self, box: Box, asked: Box) -> Tile:
         try:

@@ -105,13 +105,14 @@ class TileCache:
         return self._held
 
     def tiles(self, box: Box) -> Iterator[tuple[Box, Tile]]:
-        """Yield the tiles that a box touches, with their places.
+        """Yield the tiles that a box touches, with their places; those that other threads are decoding come last.
 
         Raises:
             Exception: what ``load`` raised, in every thread that waited for the tile; the next call tries again.
         """
         rows, cols = self._tile
         self._tallest = max(self._tallest, box.height)
+        others = []
         for row in range(box.y0 // rows, -(-box.y1 // rows)):
             for col in range(box.x0 // cols, -(-box.x1 // cols)):
                 place = Box(
@@ -120,7 +121,15 @@ class TileCache:
                     min((col + 1) * cols, self._shape[1]),
                     min((row + 1) * rows, self._shape[0]),
                 )
-                yield place, self._get((row, col), place)
+                slot, mine = self._claim((row, col))
+                if mine:
+                    yield place, self._fill((row, col), place, slot)
+                elif slot.done():
+                    yield place, slot.result()
+                else:
+                    others.append((place, slot))
+        for place, slot in others:
+            yield place, slot.result()
 
     def limit(self, capacity: int) -> None:
         """Keep at most so many bytes from now on; never more than before."""
@@ -135,15 +144,14 @@ class TileCache:
             self._sizes.clear()
             self._held = 0
 
-    def _get(self, key: tuple[int, int], place: Box) -> Tile:
+    def _claim(self, key: tuple[int, int]) -> tuple[Future[Tile], bool]:
+        """Return a tile's slot, and whether the caller must fill it."""
         with self._lock:
             slot = self._slots.get(key)
             if slot is not None:
-                mine = False
-            else:
-                mine, slot = True, Future()
-                self._slots[key] = slot
-        return self._fill(key, place, slot) if mine else slot.result()
+                return slot, False
+            slot = self._slots[key] = Future()
+            return slot, True
 
     def _fill(self, key: tuple[int, int], place: Box, slot: Future[Tile]) -> Tile:
         try:

@@ -161,7 +161,7 @@ def test_a_worker_is_killed_and_nothing_is_lost(scene, tmp_path, seed):
     rng, killed = random.Random(seed), []
 
     def kill():
-        time.sleep(rng.uniform(0.2, 1.5))
+        time.sleep(rng.uniform(0.1, 0.7))  # the work takes a second
         busy = [each for each in children() if "spawn_main" in " ".join(each.cmdline()) and each.cpu_times().user > 0.3]
         if busy:
             victim = rng.choice(busy)

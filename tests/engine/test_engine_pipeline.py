@@ -294,6 +294,23 @@ def test_an_abandoned_reader_leaves_no_thread():
     assert no_reader_left()
 
 
+def test_windows_that_are_known_to_be_empty_wait_for_no_thread():
+    class Hollow(Disk):
+        def is_empty(self, box):
+            return box.x0 % 16 == 0
+
+    disk, windows = Hollow(), plan_windows(8, 400, chip_size=8, overlap=0).windows
+    items = list(read_ahead(disk, windows, readers=2, ahead=4))
+    assert [item.window for item in items] == list(windows)
+    assert [item.chip is None for item in items] == [window.read.x0 % 16 == 0 for window in windows]
+    assert set(disk.reads) == {window.read for window in windows if window.read.x0 % 16}
+    empty = plan_windows(8, 8, chip_size=8, overlap=0).windows
+    reading = read_ahead(disk, [*empty, *empty], readers=2, ahead=4)
+    assert next(reading).chip is None
+    assert no_reader_left(), "a thread was started"
+    reading.close()
+
+
 def test_chips_that_reach_the_model_together_have_fixed_places(tmp_path):
     """Chips of one row, at places that do not depend on which are empty: so batches are the same in any division."""
     ids = np.zeros((200, 900), np.int32)

@@ -87,8 +87,10 @@ def test_chips_are_the_callers_own(tmp_path):
         first = read_all(scene)
         kept = first.image.copy()
         first.image[:] = 0
-        first.valid[:] = False
         np.testing.assert_array_equal(read_all(scene).image, kept)
+        assert first.valid.all()
+        with pytest.raises(ValueError, match="read-only"):  # shared where all pixels are valid, so never to be changed
+            first.valid[:] = False
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -220,3 +220,38 @@ def test_gdals_settings_are_entered_once_and_left_again():
             assert rasterio.env.getenv()["GDAL_CACHEMAX"] == 64 << 20
         assert rasterio.env.getenv() == before
     assert not rasterio.env.hasenv()
+
+
+def test_a_tile_that_another_thread_decodes_is_left_for_last():
+    """Else readers of strips, which all begin with the same tile, would wait for each other all the time."""
+    begun, go_on, loaded = threading.Event(), threading.Event(), []
+
+    def load(box):
+        loaded.append((box.y0 // 10, threading.current_thread().name))
+        if box.y0 == 0:
+            begun.set()
+            assert go_on.wait(10)
+        return Tile(np.full((1, 10, 10), box.y0, np.uint8), None)
+
+    cache = TileCache(30, 10, tile=(10, 10), load=load, capacity=1 << 20)
+    slow = threading.Thread(target=lambda: list(cache.tiles(Box(0, 0, 10, 20))), name="slow")
+    slow.start()
+    assert begun.wait(10)
+    came = []
+    for place, tile in cache.tiles(Box(0, 0, 10, 30)):
+        assert tile.image[0, 0, 0] == place.y0
+        came.append(place.y0)
+        if len(came) == 2:
+            go_on.set()
+    slow.join()
+    assert came == [10, 20, 0]
+    assert loaded == [(0, "slow"), (1, "MainThread"), (2, "MainThread")]
+
+
+def test_chips_that_are_always_valid_share_their_validity(tmp_path):
+    path = write(tmp_path / "a.tif", noise(3, 40, 40))
+    with Scene.open(path) as scene:
+        first, second, other = (scene.read(Box(0, 0, side, 20)) for side in (20, 20, 30))
+    assert first.valid is second.valid
+    assert first.valid.all()
+    assert other.valid.shape == (20, 30)
