@@ -356,8 +356,8 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path, name, ex
 
 def bytes_in(folder) -> int:
     total = 0
-    for path in Path(folder).glob(".*.part/*"):
-        with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # folders and files come and go while they are listed
+        for path in Path(folder).glob(".*.part/*"):
             total += path.stat().st_size
     return total
 
