@@ -57,6 +57,7 @@ def measure_client(blocks: int = 60) -> tuple[float, float, int]:
     from rsgeoseg.engine.pipeline import SceneRun
     from rsgeoseg.engine.run_folder import RunFolder
     from rsgeoseg.geo.scene import Scene
+    from rsgeoseg.jobs.loading import GivenModel
 
     with tempfile.TemporaryDirectory() as scratch:
         truth = make_scene(Path(scratch), 14_336, 20.0)
@@ -65,13 +66,16 @@ def measure_client(blocks: int = 60) -> tuple[float, float, int]:
             options = PipelineOptions(chip_size=1024, overlap=128)
             drawing = Drawing(scene.grid, model.spec)
             order = WorkOrder(
-                token="t", scene=scene, load=lambda _device: model, options=options, drawing=drawing,
+                token="t", scene=scene, model=GivenModel(model), options=options, drawing=drawing,
                 weights_id="", devices=("cpu",),
             )  # fmt: skip
-            bench = Bench(order, 0)
+            bench = Bench(order, model)
             with RunFolder(Path(scratch) / "out.gpkg", {}, drawing, resume=False, overwrite=False) as folder:
                 run = SceneRun(scene, "oracle", options, lambda _event: None, folder)
-                done = [bench.work(block, lambda _tally: None) for block in plan_blocks(run.start(), 1, 64)[:blocks]]
+                done = [
+                    bench.work([[window.index for window in group] for group in block], lambda _tally: None)
+                    for block in plan_blocks(run.start(), 1, 64)[:blocks]
+                ]
                 start = time.perf_counter()
                 for drawn, rest in done:
                     run.take_part(folder.keep_encoded(drawn, rest))

@@ -9,7 +9,7 @@ end of the processes.
 Overhead is one worker against none, both with all cores. Gain is two workers, each with half the cores, against one
 worker with half the cores, and against one with all of them. Runs of a repeat follow each other and ratios are taken
 within it, so that a machine whose speed wanders does not decide; the median ratio is reported. All outputs must have
-the same number of objects.
+the same number of objects; a real model with another number of threads may differ in single ones, which is printed.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ def compare(model: str, scene: Path, repeat: int) -> None:
                 f"  {run['stages']}",
                 flush=True,
             )
-    assert len({run["objects"] for runs in rounds for run in runs.values()}) == 1, "the outputs differ"
+    counts = {run["objects"] for runs in rounds for run in runs.values()}
+    assert len(counts) == 1 or model != "oracle", "the outputs differ"
+    if len(counts) > 1:  # torch's sums end in other digits with another number of threads
+        print(f"{model:7s} {min(counts)} to {max(counts)} objects")
     for kind in ("steady", "whole"):
 
         def ratio(slow: str, fast: str, kind: str = kind) -> float:
