@@ -32,6 +32,14 @@ class Slow(OracleSegmenter):
         return super().segment(chips)
 
 
+class Loud(OracleSegmenter):
+    """Says what it does."""
+
+    def segment(self, chips, prompts=None):
+        print("loud")
+        return super().segment(chips)
+
+
 class Poison(OracleSegmenter):
     """The odd object kills the process that looks at it."""
 

@@ -7,10 +7,11 @@ import atexit
 import logging
 import os
 import signal
+import sys
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import dask
@@ -63,6 +64,7 @@ def local_cluster(workers: int) -> Iterator[Client]:
     with tempfile.TemporaryDirectory(prefix="rsgeoseg-dask-", ignore_cleanup_errors=True) as scratch:
         settings = {
             "temporary-directory": scratch,
+            # A model waits for its slowest core: what Dask does beside it many times a second cost it a tenth.
             "distributed.worker.profile.enabled": False,
             "distributed.admin.tick.interval": "1s",
             "distributed.admin.system-monitor.interval": "2s",
@@ -108,7 +110,15 @@ class _Manners(WorkerPlugin):
     def setup(self, worker: Worker) -> None:  # noqa: ARG002  (Dask's signature)
         """Leave Ctrl-C to the starting process; skip what Python does last, as taking a model apart takes a second."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        atexit.register(os._exit, 0)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End this process now, with what it printed."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or its reader is gone
+            stream.flush()
+    os._exit(0)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from dask_cluster import (
     ended,
     run,
     scheduler,
+    script,
     start_worker,
 )  # fmt: skip
 
@@ -278,6 +279,17 @@ def test_the_cores_are_shared_out(scene, monkeypatch):
     assert len(found) > 0
     assert dict(os.environ) == before
     assert during[0] == before
+
+
+@pytest.mark.slow
+def test_what_a_model_prints_on_a_worker_is_kept(scene, tmp_path):
+    command, env = script(
+        tmp_path,
+        "from dask_cluster import SPEC, Loud, run\n"
+        f"if __name__ == '__main__': run({str(scene)!r}, Loud(spec=SPEC), workers=1)\n",
+    )
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.count("loud") > 10
 
 
 @pytest.mark.slow
