@@ -40,8 +40,6 @@ class ModelSource(Protocol):
         """Return the devices of this machine that a name stands for."""
         ...
 
-    def __hash__(self) -> int: ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkOrder:
@@ -113,7 +111,7 @@ class Bench:
             for items in reading:
                 with self._model:
                     segmented = segment_group(items, self.batches)
-                behind.put(part.take, segmented, quick=all(item.chip is None for item in items))
+                behind.put(part.take, segmented)
                 tell(part.tally)
             behind.wait()
         rows, end = collector.finish(), part.end()
@@ -174,7 +172,7 @@ class Benches:
         bench = self._benches.pop(token, None)
         if bench is not None:
             bench.given_up.set()
-        if not self._orders and not self._kept:
+        if not self._benches and not self._kept:
             self._model = None
 
     def keep(self, source: ModelSource, device: str) -> None:

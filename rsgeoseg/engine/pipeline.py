@@ -165,7 +165,7 @@ def _work(
         for items in reading:
             if part is None:
                 part = PartRun(run.scene, run.plan, run.options, run.parts.begin(), run.on_event)
-            behind.put(part.take, segment_group(items, batches), quick=all(item.chip is None for item in items))
+            behind.put(part.take, segment_group(items, batches))
             check_cancel(cancel)
             run.report(part.tally)
             if run.parts.due():
@@ -201,9 +201,9 @@ class Behind:
             future.cancel()
         self._pool.shutdown()
 
-    def put(self, do: Callable[[Segmented], None], what: Segmented, *, quick: bool = False) -> None:
-        """Do it later, or at once where it is quick and nothing waits; raises what something before it raised."""
-        if quick and all(future.done() for future in self._queue):
+    def put(self, do: Callable[[Segmented], None], what: Segmented) -> None:
+        """Do it later, or at once where no chip has pixels and nothing waits; raises what one before it raised."""
+        if all(item.chip is None for item in what.items) and all(future.done() for future in self._queue):
             self.wait()
             do(what)
             return
