@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import geopandas
+import numpy as np
 import pytest
+import torch
 
 import rsgeoseg
+from rsgeoseg.engine.tuning import sample_chips
 from rsgeoseg.errors import ModelError, WeightsError
 from rsgeoseg.evaluate.polygons import polygon_metrics
+from rsgeoseg.geo.scene import Scene
 from rsgeoseg.weights import files
 from rsgeoseg.weights.cards import WeightsCard, bundled_cards
 
@@ -81,3 +85,26 @@ def test_the_example_is_mapped_well(tmp_path, model):
     assert found.is_valid.all()
     record = found.attrs["rsgeoseg"]
     assert record["chips"]["done"] == record["chips"]["total"]
+
+
+@pytest.mark.parametrize("name", ["rsprompter-query", "rsprompter-anchor"])
+def test_the_number_of_threads_changes_no_bit(name):
+    """Two processes with one thread each must give the map that one with two gives."""
+    model = rsgeoseg.load_model(name, device="cpu")
+    with Scene.open(EXAMPLES / "harbour_town.tif") as scene:
+        chip = sample_chips(scene, 1024, 1)[0]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(model.segment([chip])[0])
+    finally:
+        torch.set_num_threads(before)
+    first = found[0]
+    assert len(first) > 3
+    for other in found[1:]:
+        assert other.scores.tobytes() == first.scores.tobytes()
+        assert np.array_equal(other.boxes, first.boxes)
+        assert np.array_equal(other.labels, first.labels)
+        assert all(np.array_equal(a, b) for a, b in zip(other.masks, first.masks, strict=True))

@@ -23,6 +23,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rsgeoseg.backbones.features import Encoder, EncoderSpec, Features, Level
+from rsgeoseg.nn.steady import PointwiseConv2d
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ class LiteEncoder(Encoder):
             std=(128.0, 128.0, 128.0),
             skips=(hidden[0], hidden[1]),
         )
-        self.lateral = nn.ModuleList(nn.Conv2d(level.channels, EMBEDDING_CHANNELS, 1) for level in hidden[2:])
+        self.lateral = nn.ModuleList(PointwiseConv2d(level.channels, EMBEDDING_CHANNELS) for level in hidden[2:])
         self.neck = nn.Sequential(
             LayerNorm2d(EMBEDDING_CHANNELS),
             nn.Conv2d(EMBEDDING_CHANNELS, EMBEDDING_CHANNELS, 3, padding=1, bias=False),
@@ -130,8 +131,13 @@ def fold_batch_norms(trunk: nn.Module) -> nn.Module:
             if isinstance(layer, nn.Conv2d):
                 waiting = name, layer
             elif isinstance(layer, nn.BatchNorm2d) and waiting is not None:
-                folded = fuse_conv_bn_eval(waiting[1], layer)
-                setattr(block, waiting[0], folded.to(memory_format=torch.channels_last))
+                folded = fuse_conv_bn_eval(waiting[1], layer).to(memory_format=torch.channels_last)
+                setattr(block, waiting[0], PointwiseConv2d.of(folded) if _cut_by_threads(folded) else folded)
                 setattr(block, name, getattr(layer, "act", nn.Identity()))
                 waiting = None
     return trunk
+
+
+def _cut_by_threads(conv: nn.Conv2d) -> bool:
+    """Tell whether oneDNN cuts the sum of a 1 x 1 convolution by the number of threads: from 240 channels on."""
+    return conv.kernel_size == (1, 1) and conv.in_channels >= 240

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
+from rsgeoseg.nn.steady import SteadyGroupNorm
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -51,7 +53,7 @@ class CentreHead(nn.Module):
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.tower = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(32, width), nn.ReLU(inplace=True)
+            nn.Conv2d(width, width, 3, padding=1), SteadyGroupNorm(32, width), nn.ReLU(inplace=True)
         )
         self.heat = nn.Conv2d(width, classes, 3, padding=1)
         nn.init.normal_(self.heat.weight, std=0.01)

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 from torchvision.ops import FeaturePyramidNetwork
 
 from rsgeoseg.nn.norm import LayerNorm2d
+from rsgeoseg.nn.steady import SteadyGroupNorm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,7 +201,7 @@ class PyramidEnhancer(nn.Module):
     def __init__(self, channels_in: Sequence[int], *, channels: int) -> None:
         super().__init__()
         self.coarsest = nn.Sequential(
-            nn.Conv2d(channels_in[-1], channels, 3, stride=2, padding=1), nn.GroupNorm(32, channels), nn.ReLU()
+            nn.Conv2d(channels_in[-1], channels, 3, stride=2, padding=1), SteadyGroupNorm(32, channels), nn.ReLU()
         )
         self.channels = (*channels_in, channels)
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.nn.positions import cell_positions
+from rsgeoseg.nn.steady import PointwiseConv2d, SteadyGroupNorm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,8 +110,12 @@ class _ConvGroupNorm(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, *, bias: bool, relu: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=bias)
-        self.gn = nn.GroupNorm(32, channels_out)
+        self.conv = (
+            PointwiseConv2d(channels_in, channels_out, bias=bias)
+            if kernel == 1
+            else nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=bias)
+        )
+        self.gn = SteadyGroupNorm(32, channels_out)
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from rsgeoseg.nn.box_coder import BoundedCoder
+from rsgeoseg.nn.steady import PointwiseConv2d
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,11 @@ class GridAnchors(nn.Module):
 
 class _Head(RPNHead):  # type: ignore[misc]
     """torchvision's head with float32 results: boxes in bfloat16 would be off by pixels."""
+
+    def __init__(self, channels: int, anchors: int) -> None:
+        super().__init__(channels, anchors)
+        for name in ("cls_logits", "bbox_pred"):
+            setattr(self, name, PointwiseConv2d.of(getattr(self, name)))
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, deltas = super().forward(x)

@@ -31,6 +31,7 @@ from rsgeoseg.nn.points import sample_points
 from rsgeoseg.nn.positions import sine_positions
 from rsgeoseg.nn.prompt_embeddings import prompt_embeddings, raw_width
 from rsgeoseg.nn.query_memory import blocked_cells, query_memories
+from rsgeoseg.nn.steady import draw_masks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -307,7 +308,7 @@ class RSPrompterQuery(nn.Module):
         logits = kernels.new_empty(len(image), *scene.mask_feature.shape[-2:])
         for index in torch.unique(image).tolist():
             here = image == index
-            logits[here] = torch.einsum("pc,chw->phw", kernels[here], scene.mask_feature[index]).float()
+            logits[here] = draw_masks(kernels[here], scene.mask_feature[index]).float()
         if prediction.ellipses is not None:
             assert centres is not None
             shape = (logits.shape[-2], logits.shape[-1])

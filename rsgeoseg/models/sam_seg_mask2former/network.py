@@ -23,6 +23,7 @@ from rsgeoseg.nn.pixel_decoder import PixelDecoder
 from rsgeoseg.nn.points import read_masks, sample_points, uncertain_points
 from rsgeoseg.nn.query_memory import Memory, blocked_cells, query_memories
 from rsgeoseg.nn.set_prediction import match_queries, point_losses, set_class_loss
+from rsgeoseg.nn.steady import draw_masks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,7 +185,7 @@ class SamSegMask2Former(nn.Module):
         logits = kernels.new_zeros(len(image), *scene.mask_feature.shape[-2:])
         for index in torch.unique(image).tolist():
             here = (image == index).nonzero().squeeze(1)
-            drawn = torch.einsum("pc,chw->phw", kernels[here], scene.mask_feature[index]).float()
+            drawn = draw_masks(kernels[here], scene.mask_feature[index]).float()
             logits = logits.index_copy(0, here, drawn)
         return logits
 

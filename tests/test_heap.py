@@ -1,0 +1,53 @@
+"""Whether freed memory is used again."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from rsgeoseg import heap
+
+linux = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc handles its memory as it likes")
+
+COUNT = """
+import resource
+from rsgeoseg.heap import keep_freed_memory
+
+done = keep_freed_memory() if {keep} else None
+b"1" * (100 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    b"1" * (100 << 20)
+print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def count_faults(*, keep, **environment):
+    clean = {name: value for name, value in os.environ.items() if name not in heap._OWN_SETTINGS}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT.format(keep=keep)],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said, faults = done.stdout.split()
+    return said, int(faults)
+
+
+@linux
+def test_large_blocks_are_filled_with_zeros_once():
+    assert count_faults(keep=True) == ("True", pytest.approx(0, abs=50))
+    assert count_faults(keep=False)[1] > 1000  # 5 times 100 MB, in pages of 4 kB or a few of 2 MB
+
+
+@linux
+def test_the_users_own_settings_stand():
+    assert count_faults(keep=True, MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
+
+
+def test_nothing_is_done_elsewhere(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert heap.keep_freed_memory() is False
