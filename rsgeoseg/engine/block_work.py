@@ -13,13 +13,14 @@ from rsgeoseg.engine.batches import BatchSegmenter
 from rsgeoseg.engine.part_run import PartRun, segment_group
 from rsgeoseg.engine.pipeline import Behind, at_threshold, read_groups
 from rsgeoseg.engine.tally import Tally
+from rsgeoseg.engine.tuning import own_batch_size
 from rsgeoseg.errors import ModelError, RsGeoSegError, UsageError
 from rsgeoseg.geo.windows import plan_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rsgeoseg.contract import Segmenter
+    from rsgeoseg.contract import ModelSpec, Segmenter
     from rsgeoseg.engine.collect import Drawing
     from rsgeoseg.engine.events import Event
     from rsgeoseg.engine.options import PipelineOptions
@@ -39,6 +40,34 @@ class ModelSource(Protocol):
     def devices(self, name: str) -> tuple[str, ...]:
         """Return the devices of this machine that a name stands for."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a run is planned with, of a model that is on worker processes of this machine."""
+
+    spec: ModelSpec
+    device: str
+    """That the first worker has it on."""
+    devices: tuple[str, ...]
+    """That workers share out."""
+    batch_size: int
+    """Chips per call that it suggests."""
+    device_name: str
+    number_format: str
+    """These two as ``tuning.BatchKey`` has them."""
+
+    @classmethod
+    def of(cls, segmenter: Segmenter, devices: tuple[str, ...]) -> ModelFacts:
+        """Look at a model."""
+        return cls(
+            spec=segmenter.spec,
+            device=str(getattr(segmenter, "device", "cpu")),
+            devices=devices,
+            batch_size=own_batch_size(segmenter),
+            device_name=getattr(segmenter, "device_name", "cpu"),
+            number_format=getattr(segmenter, "number_format", ""),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,15 +204,20 @@ class Benches:
         if not self._benches and not self._kept:
             self._model = None
 
-    def keep(self, source: ModelSource, device: str) -> None:
+    def keep(self, source: ModelSource, devices: tuple[str, ...], number: int) -> ModelFacts:
         """Load a model for runs to come, and keep models from now on: this process is there for them alone.
+
+        Args:
+            source: gives the model.
+            devices: that workers share out.
+            number: of this worker.
 
         Raises:
             ModelError: it cannot be had here.
         """
         with self._lock:
             self._kept = True
-            self._load(source, device)
+            return ModelFacts.of(self._load(source, devices[number % len(devices)]), devices)
 
     def _load(self, source: ModelSource, device: str) -> Segmenter:
         if self._model is None or self._model[:2] != (source, device):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from distributed import Client, Future, Worker
 
-    from rsgeoseg.engine.block_work import ModelSource
+    from rsgeoseg.engine.block_work import ModelFacts, ModelSource
     from rsgeoseg.engine.blocks import Group
     from rsgeoseg.engine.parts import FrameParts
     from rsgeoseg.geo.stitch import StitchedObject
@@ -110,6 +110,27 @@ def keep_model(client: Client, source: ModelSource, device: str) -> None:
         device: as the user named it; workers share out what it stands for.
     """
     client.run(_keep_model, source, device, wait=False)
+
+
+def ask_facts(client: Client, source: ModelSource, device: str) -> ModelFacts:
+    """Ask a worker of our own cluster about the model that it keeps, or is loading.
+
+    Args:
+        client: of the cluster.
+        source: gives the model.
+        device: as of ``keep_model``.
+
+    Raises:
+        ModelError, UsageError: the model cannot be had.
+        ClusterError: the worker was lost meanwhile.
+    """
+    try:
+        worker = min(client.scheduler_info(n_workers=-1)["workers"])
+        facts: ModelFacts = client.run(_keep, source, device, workers=[worker])[worker]
+    except (OSError, ValueError, KeyError, TimeoutError) as error:
+        msg = "a worker process ended while it loaded the model; there may be too little memory for --workers"
+        raise ClusterError(msg) from error
+    return facts
 
 
 def _dashboard(client: Client) -> str:
@@ -295,10 +316,14 @@ def _make_ready(token: str) -> None:
 async def _keep_model(source: ModelSource, device: str, dask_worker: Worker) -> None:
     """Load the model on this worker of our own cluster, before any run is known; a coroutine need not be waited for."""
     try:
-        devices = source.devices(device)
-        BENCHES.keep(source, devices[int(str(dask_worker.name)) % len(devices)])
-    except RsGeoSegError as error:  # the starting process, or the run, meets it again and says it
+        _keep(source, device, dask_worker)
+    except RsGeoSegError as error:  # who asks for its facts meets it again and says it
         logger.debug("%s", error)
+
+
+def _keep(source: ModelSource, device: str, dask_worker: Worker) -> ModelFacts:
+    """Load the model on this worker of our own cluster, unless it is there."""
+    return BENCHES.keep(source, source.devices(device), int(str(dask_worker.name)))
 
 
 # ------------------------------------------------------------------------------------------------ around all blocks

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from rsgeoseg.engine.block_work import leave_if_imported_by_a_worker
 from rsgeoseg.errors import UsageError
-from rsgeoseg.jobs.loading import GivenModel, model_source
+from rsgeoseg.jobs.loading import GivenModel, KeptModel, model_source
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,6 +30,9 @@ class Crew:
     def __init__(self, given: Segmenter | None = None) -> None:
         self._given = given
         self._loaded: tuple[ModelSource, str, Segmenter] | None = None
+        self._kept: tuple[ModelSource, str] | None = None
+        """Of the model that the processes were told to load."""
+        self._devices: tuple[str, ...] = ()
         self._client: Client | None = None
         self._of: tuple[int | None, str | None] = (None, None)
         self._joined = ExitStack()
@@ -48,38 +51,59 @@ class Crew:
         return model_source(job) if self._given is None else GivenModel(self._given)
 
     def segmenter(self, job: RunJob) -> Segmenter:
-        """Return a job's model in this process.
+        """Return a job's model in this process; where processes of ours have it, what is known of it.
+
+        A job with bounded memory has it here: its needs are measured.
 
         Raises:
             ModelError, UsageError: as ``load_segmenter``.
+            ClusterError: the processes were lost.
         """
         if self._given is not None:
             return self._given
         source = self.source(job)
         if self._loaded is None or self._loaded[:2] != (source, job.device):
             self._loaded = None  # makes room first
-            self._loaded = (source, job.device, source(job.device))
+            kept = job.workers is not None and job.max_memory is None and self._kept == (source, job.device)
+            self._loaded = (source, job.device, self._ask(job, source) if kept else source(job.device))
         return self._loaded[2]
 
+    def _ask(self, job: RunJob, source: ModelSource) -> KeptModel:
+        from rsgeoseg.engine.cluster import ask_facts  # noqa: PLC0415  (an extra)
+
+        facts = ask_facts(self.client(job), source, job.device)
+        self._devices = facts.devices
+        return KeptModel(facts, load=lambda: source(job.device))
+
+    def devices(self, job: RunJob) -> tuple[str, ...]:
+        """Return the devices of a job's workers, in turn; those of a running cluster are told what the user said."""
+        if job.workers is None:
+            return (job.device,)
+        return self._devices or self.source(job).devices(job.device)
+
     def start(self, job: RunJob) -> None:
-        """Start a job's processes, if it wants some; they load its model while this process does.
+        """Start a job's processes, if it wants some; they load its model.
 
         A cluster that others run is left alone until the run begins, and nothing is started for an output that may be
         finished.
 
         Raises:
             UsageError, ClusterError: as ``client``.
+            ModelError, WeightsError: there is no such model, or its weights cannot be fetched.
         """
         if job.workers is None:
             return
         leave_if_imported_by_a_worker()
+        if self._given is None:
+            model_source(job).fetch()  # once, before all processes want it
         if job.resume and job.output is not None and Path(job.output).exists():
             return
         client = self.client(job)
         if self._given is None:
             from rsgeoseg.engine.cluster import keep_model  # noqa: PLC0415  (an extra)
 
-            keep_model(client, self.source(job), job.device)
+            self._kept = (self.source(job), job.device)
+            keep_model(client, *self._kept)
 
     def client(self, job: RunJob) -> Client:
         """Return a client of the cluster that a job asks for.

@@ -15,11 +15,15 @@ from rsgeoseg.engine.run_folder import read_manifest, run_folder
 from rsgeoseg.engine.tuning import best_batch_size, own_batch_size
 from rsgeoseg.errors import UsageError
 from rsgeoseg.network import offline
+from rsgeoseg.weights.cache import fetch
+from rsgeoseg.weights.published import public_card
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Callable, Sequence
 
-    from rsgeoseg.contract import ModelSpec, Segmenter
+    from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts, Segmenter
+    from rsgeoseg.engine.block_work import ModelFacts
     from rsgeoseg.engine.order import RunJob
     from rsgeoseg.geo.scene import Scene
 
@@ -55,6 +59,18 @@ class NamedModel:
         with offline() if self.offline else nullcontext():
             return registry.load_model(self.name, weights=self.weights, device=device)
 
+    def fetch(self) -> None:
+        """Bring its weights into the cache, where they are public ones that are not there.
+
+        Raises:
+            ModelError: there is no such model.
+            WeightsError: they cannot be fetched.
+        """
+        registry.card(self.name)
+        public = public_card(self.name, self.weights)
+        if public is not None:
+            fetch(public)
+
     def devices(self, name: str) -> tuple[str, ...]:
         """Return every GPU of this machine for ``auto`` and ``cuda``, where there are any; else the one named."""
         from rsgeoseg.nn.device import all_devices  # noqa: PLC0415  (torch)
@@ -75,6 +91,27 @@ class GivenModel:
     def devices(self, name: str) -> tuple[str, ...]:
         """Return the name: it has no say."""
         return (name,)
+
+
+class KeptModel:
+    """A model that worker processes keep: known here by its facts, loaded here only where chips must be tried.
+
+    Args:
+        facts: that a worker told.
+        load: loads it in this process.
+    """
+
+    def __init__(self, facts: ModelFacts, load: Callable[[], Segmenter]) -> None:
+        self.spec, self.device, self.batch_size = facts.spec, facts.device, facts.batch_size
+        self.device_name, self.number_format = facts.device_name, facts.number_format
+        self._load = load
+        self._here: Segmenter | None = None
+
+    def segment(self, chips: Sequence[Chip], prompts: Sequence[Prompts | None] | None = None) -> list[Instances]:
+        """Find objects in this process; see ``contract.Segmenter.segment``."""
+        if self._here is None:
+            self._here = self._load()
+        return self._here.segment(chips, prompts)
 
 
 def model_source(job: RunJob) -> NamedModel:

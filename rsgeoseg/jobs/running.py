@@ -283,15 +283,14 @@ class _Work:
         )
 
     def _order(self) -> WorkOrder:
-        source = self.crew.source(self.job)
         return WorkOrder(
             token=uuid.uuid4().hex[:12],
             scene=self.source,
-            model=source,
+            model=self.crew.source(self.job),
             options=self.options,
             drawing=self.drawing,
             weights_id=self.model.spec.weights_id,
-            devices=source.devices(self.job.device) if self.job.workers is not None else (self.job.device,),
+            devices=self.crew.devices(self.job),
             cache_bytes=None if self.budget is None else self.budget.cache_bytes,
         )
 

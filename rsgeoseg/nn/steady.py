@@ -73,7 +73,8 @@ class PointwiseConv2d(nn.Conv2d):
     @classmethod
     def of(cls, conv: nn.Conv2d) -> PointwiseConv2d:
         """Share the tensors of a 1 x 1 convolution."""
-        made = cls(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
+        with torch.device("meta"):  # draws no random numbers for weights that are dropped
+            made = cls(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
         made.weight, made.bias = conv.weight, conv.bias
         return made
 

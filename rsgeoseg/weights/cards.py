@@ -74,3 +74,11 @@ class WeightsCard:
 def bundled_cards() -> list[WeightsCard]:
     """Cards of the weights inside the package, by id."""
     return [WeightsCard.from_dict(json.loads(path.read_text())) for path in sorted(BUNDLED.glob("*.json"))]
+
+
+def find_card(model: str, weights: str | None) -> WeightsCard | None:
+    """Find a bundled card: the model's first one for None, else by id; None where there is no such card."""
+    cards = [card for card in bundled_cards() if card.model == model]
+    if weights is None:
+        return cards[0] if cards else None
+    return next((card for card in cards if card.id == weights), None)

@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from rsgeoseg.errors import WeightsError
-from rsgeoseg.weights.cards import WeightsCard, bundled_cards
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,14 +41,6 @@ def sha256_of(path: Path) -> str:
     """Digest a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def find_card(model: str, weights: str | None) -> WeightsCard | None:
-    """Find a bundled card: the model's first one for None, else by id; None where there is no such card."""
-    cards = [card for card in bundled_cards() if card.model == model]
-    if weights is None:
-        return cards[0] if cards else None
-    return next((card for card in cards if card.id == weights), None)
 
 
 def is_own_file(path: Path) -> bool:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rsgeoseg.errors import WeightsError
 from rsgeoseg.weights.cache import fetch
-from rsgeoseg.weights.files import WeightsFile, find_card, is_own_file, read_weights
+from rsgeoseg.weights.cards import find_card
+from rsgeoseg.weights.files import WeightsFile, is_own_file, read_weights
 from rsgeoseg.weights.foreign import read_foreign
 from rsgeoseg.weights.published import default_card, find_published, settings_of
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Literal
 
+from rsgeoseg.weights.cards import find_card
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -179,6 +181,18 @@ def default_card(model: str) -> PublishedCard | None:
     None for models whose weights depend on the user's classes.
     """
     return find_published(_DEFAULTS[model]) if model in _DEFAULTS else None
+
+
+def public_card(model: str, weights: str | None) -> PublishedCard | None:
+    """Find the public file that a user means; None where the weights are bundled, or a path, or there are none.
+
+    Args:
+        model: registry name.
+        weights: id or path; None = the model's default.
+    """
+    if find_card(model, weights) is not None:
+        return None
+    return default_card(model) if weights is None else find_published(weights)
 
 
 def settings_of(card: PublishedCard) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def test_runs_at_once_share_the_model_of_a_cluster_and_the_last_one_drops_it(ord
 
 def test_a_process_of_our_own_keeps_the_model_between_runs(order):
     benches, loads = Benches(), []
-    benches.keep(Counted("a", loads), "cpu")
+    facts = benches.keep(Counted("a", loads), ("cpu",), 0)
+    assert (facts.spec, facts.device, facts.devices, facts.batch_size) == (SPEC, "cpu", ("cpu",), 1)
     for token in "12":
         accept(benches, order(token, Counted("a", loads)))
         benches.clear(token)
@@ -88,7 +89,7 @@ def test_a_process_of_our_own_keeps_the_model_between_runs(order):
 
 def test_another_model_or_device_is_loaded(order):
     benches, loads = Benches(), []
-    benches.keep(Counted("a", loads), "cuda:0")
+    benches.keep(Counted("a", loads), ("cpu", "cuda:0"), 1)
     accept(benches, order("1", Counted("b", loads), devices=("cpu", "cuda:0")), number=3)
     accept(benches, order("2", Counted("b", loads), devices=("cpu", "cuda:0")), number=2)
     assert loads == [("a", "cuda:0"), ("b", "cuda:0"), ("b", "cpu")]
@@ -98,7 +99,7 @@ def test_a_model_that_cannot_be_had_is_tried_again_and_named_with_the_worker(ord
     benches, loads = Benches(), []
     source = Nowhere("a", loads)
     with pytest.raises(ModelError):
-        benches.keep(source, "cpu")
+        benches.keep(source, ("cpu",), 0)
     for _ in range(2):
         with pytest.raises(UsageError, match=r"worker tcp://127.0.0.1:1 cannot take part: no weights here"):
             accept(benches, order("1", source))

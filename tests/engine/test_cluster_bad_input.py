@@ -17,8 +17,8 @@ from dask_cluster import ORACLE, SPEC, Changes, children, draw_scene, ended, run
 
 import rsgeoseg
 from rsgeoseg import errors
-from rsgeoseg.engine import connect
-from rsgeoseg.errors import UsageError
+from rsgeoseg.engine import cluster, connect
+from rsgeoseg.errors import ClusterError, UsageError
 
 BUNDLED = Path(rsgeoseg.__file__).parent / "weights" / "bundled"
 
@@ -148,6 +148,47 @@ def _refused_locally(scene, model):
     with pytest.raises(UsageError) as caught:
         run(scene, model, workers=1)
     return str(caught.value)
+
+
+class Deadly:
+    """A model that takes the process with it when it is loaded, as for lack of memory."""
+
+    def __call__(self, device):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def devices(self, name):
+        return (name,)
+
+
+def test_a_worker_that_dies_of_its_model_is_said():
+    with connect.local_cluster(1) as client:
+        cluster.keep_model(client, Deadly(), "cpu")
+        with pytest.raises(ClusterError, match="ended while it loaded the model; there may be too little memory"):
+            cluster.ask_facts(client, Deadly(), "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"weights": "nowhere"}, errors.WeightsError, "no such weights"),
+        ({"device": "cuda:63"}, errors.ModelError, "use --device auto"),
+        ({"weights": "rsprompter-anchor-lite-nwpu"}, errors.WeightsError, "no such weights|holds"),
+    ],
+)
+def test_what_a_model_is_refused_for_is_said_by_its_worker(scene, options, error, message):
+    with pytest.raises(error, match=message) as caught:
+        rsgeoseg.run(str(scene), workers=1, **{"device": "cpu"} | options)
+    assert "worker" not in str(caught.value)
+    with pytest.raises(error) as alone:
+        rsgeoseg.run(str(scene), **{"device": "cpu"} | options)
+    assert str(alone.value) == str(caught.value)
+
+
+def test_a_model_that_there_is_not_starts_no_process(scene, monkeypatch):
+    monkeypatch.setattr(connect, "local_cluster", lambda _workers: pytest.fail("processes were started"))
+    with pytest.raises(errors.ModelError, match="rsprompter-query"):
+        rsgeoseg.run(str(scene), "yolo", workers=1)
 
 
 @pytest.mark.parametrize(
