@@ -1,10 +1,27 @@
-"""The front hall: one run, the same for the command line, Python and other programs."""
+"""The front hall: one run, the same for the command line, Python and other programs.
 
-from rsgeoseg.engine.order import DEFAULT_MODEL, RunJob, RunOptions, check_names
-from rsgeoseg.jobs.evaluating import EvaluateJob, evaluate, evaluate_clicks
-from rsgeoseg.jobs.loading import load_segmenter, pipeline_options
-from rsgeoseg.jobs.merged import run_merged
-from rsgeoseg.jobs.running import check_job, exit_code, run, run_job, run_jobs
+Names are resolved on first use: a run does not wait for what only scoring needs, nor does each of its workers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rsgeoseg.engine.order import DEFAULT_MODEL, RunJob, RunOptions, check_names
+    from rsgeoseg.jobs.evaluating import EvaluateJob, evaluate, evaluate_clicks
+    from rsgeoseg.jobs.loading import load_segmenter, pipeline_options
+    from rsgeoseg.jobs.merged import run_merged
+    from rsgeoseg.jobs.running import check_job, exit_code, run, run_job, run_jobs
+
+_HOMES = {
+    "rsgeoseg.engine.order": ("DEFAULT_MODEL", "RunJob", "RunOptions", "check_names"),
+    "rsgeoseg.jobs.evaluating": ("EvaluateJob", "evaluate", "evaluate_clicks"),
+    "rsgeoseg.jobs.loading": ("load_segmenter", "pipeline_options"),
+    "rsgeoseg.jobs.merged": ("run_merged",),
+    "rsgeoseg.jobs.running": ("check_job", "exit_code", "run", "run_job", "run_jobs"),
+}
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -23,3 +40,11 @@ __all__ = [
     "run_jobs",
     "run_merged",
 ]
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
