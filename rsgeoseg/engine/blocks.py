@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 MAX_CHIPS = 64
 """Chips of a block at most: what a lost worker costs, and how coarse the work can be shared."""
 SHARES = 4
-"""Blocks per worker at least, where there are so many chips: the last ones to finish then wait little."""
+"""Blocks per worker at least, where there are so many chips: the last ones to finish then wait little. A single worker
+waits for nobody, and between blocks its model waits for the first chip."""
 
 
 def block_chips(chips: int, workers: int, options: PipelineOptions, chip_bytes: int, budget: int | None) -> int:
@@ -33,7 +34,8 @@ def block_chips(chips: int, workers: int, options: PipelineOptions, chip_bytes: 
     Returns:
         At least one batch, at most ``MAX_CHIPS`` where a batch is not larger.
     """
-    size = min(MAX_CHIPS, math.ceil(chips / (SHARES * workers)))
+    shares = SHARES * workers if workers > 1 else 1
+    size = min(MAX_CHIPS, math.ceil(chips / shares))
     if budget is not None:
         size = min(size, max(1, 2 * budget // max(chip_bytes, 1)))
     return max(size, options.batch_size)

@@ -46,6 +46,8 @@ def test_a_block_is_a_share_and_no_more_than_most():
     assert block_chips(10**6, 4, options(), 10**6, None) == MAX_CHIPS
     assert block_chips(64, 4, options(), 10**6, None) == 64 // (4 * SHARES)
     assert block_chips(3, 4, options(), 10**6, None) == 1
+    assert block_chips(25, 1, options(), 10**6, None) == 25  # nobody to share with
+    assert block_chips(10**6, 1, options(), 10**6, None) == MAX_CHIPS
     assert block_chips(3, 4, options(16), 10**6, None) == 16  # whole batches
 
 
