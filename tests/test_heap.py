@@ -13,21 +13,31 @@ linux = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another li
 
 COUNT = """
 import resource
+import threading
 from rsgeoseg.heap import keep_freed_memory
 
 done = keep_freed_memory() if {keep} else None
-b"1" * (100 << 20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+
+def work():
     b"1" * (100 << 20)
-print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        b"1" * (100 << 20)
+    print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+if {thread}:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+else:
+    work()
 """
 
 
-def count_faults(*, keep, **environment):
+def count_faults(*, keep, thread=False, **environment):
     clean = {name: value for name, value in os.environ.items() if name not in heap._OWN_SETTINGS}
     done = subprocess.run(
-        [sys.executable, "-c", COUNT.format(keep=keep)],
+        [sys.executable, "-c", COUNT.format(keep=keep, thread=thread)],
         env=clean | environment,
         capture_output=True,
         text=True,
@@ -38,8 +48,9 @@ def count_faults(*, keep, **environment):
 
 
 @linux
-def test_large_blocks_are_filled_with_zeros_once():
-    assert count_faults(keep=True) == ("True", pytest.approx(0, abs=50))
+@pytest.mark.parametrize("thread", [False, True])
+def test_large_blocks_are_filled_with_zeros_once(thread):
+    assert count_faults(keep=True, thread=thread) == ("True", pytest.approx(0, abs=50))
     assert count_faults(keep=False)[1] > 1000  # 5 times 100 MB, in pages of 4 kB or a few of 2 MB
 
 

@@ -7,14 +7,16 @@ taken apart until the chip that does it stands alone.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
 from collections import deque
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import geopandas  # noqa: F401  (Dask must not import it for the first time while it unpickles a task)
 from distributed import KilledWorker, WorkerPlugin, get_worker, wait
@@ -30,6 +32,7 @@ from rsgeoseg.engine.pipeline import SceneResult, SceneRun
 from rsgeoseg.engine.reader import ReadChip, check_cancel
 from rsgeoseg.engine.tally import Tally
 from rsgeoseg.errors import ClusterError, ModelError, RsGeoSegError, SceneError, UsageError
+from rsgeoseg.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     import threading
@@ -43,6 +46,9 @@ if TYPE_CHECKING:
     from rsgeoseg.geo.stitch import StitchedObject
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
 """How long a cluster may be without any worker: so long may a restart take, a model loaded and all."""
@@ -308,22 +314,38 @@ def _work_block(token: str, windows: list[list[int]], key: str) -> tuple[bytes, 
     return bench.work(windows, tell)
 
 
-def _make_ready(token: str) -> None:
+async def _at_work(worker: Worker, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in the thread that works on blocks.
+
+    Each thread that calls torch has helpers of its own for as long as it lives; with those of two threads there are
+    more than cores, and then all of them sleep at every step of the model instead of waiting awake. And the worker
+    goes on answering meanwhile.
+    """
+    keep_freed_memory()  # before that thread begins
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(worker.executors["default"], partial(function, *args, **kwargs))
+
+
+async def _make_ready(token: str, dask_worker: Worker) -> None:
     """Load the model on this worker, unless it is there."""
-    BENCHES.bench(token)
+    await _at_work(dask_worker, BENCHES.bench, token)
 
 
 async def _keep_model(source: ModelSource, device: str, dask_worker: Worker) -> None:
     """Load the model on this worker of our own cluster, before any run is known; a coroutine need not be waited for."""
     try:
-        _keep(source, device, dask_worker)
+        await _keep(source, device, dask_worker)
     except RsGeoSegError as error:  # who asks for its facts meets it again and says it
         logger.debug("%s", error)
 
 
-def _keep(source: ModelSource, device: str, dask_worker: Worker) -> ModelFacts:
+async def _keep(source: ModelSource, device: str, dask_worker: Worker) -> ModelFacts:
     """Load the model on this worker of our own cluster, unless it is there."""
-    return BENCHES.keep(source, source.devices(device), int(str(dask_worker.name)))
+    return await _at_work(dask_worker, _keep_here, source, device, int(str(dask_worker.name)))
+
+
+def _keep_here(source: ModelSource, device: str, number: int) -> ModelFacts:
+    return BENCHES.keep(source, source.devices(device), number)
 
 
 # ------------------------------------------------------------------------------------------------ around all blocks
