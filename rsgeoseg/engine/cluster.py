@@ -131,12 +131,13 @@ def ask_facts(client: Client, source: ModelSource, device: str) -> ModelFacts:
         ClusterError: the worker was lost meanwhile.
     """
     try:
-        worker = min(client.scheduler_info(n_workers=-1)["workers"])
-        facts: ModelFacts = client.run(_keep, source, device, workers=[worker])[worker]
-    except (OSError, ValueError, KeyError, TimeoutError) as error:
-        msg = "a worker process ended while it loaded the model; there may be too little memory for --workers"
-        raise ClusterError(msg) from error
-    return facts
+        for worker in client.scheduler_info(n_workers=1)["workers"]:
+            facts: ModelFacts = client.run(_keep, source, device, workers=[worker])[worker]
+            return facts
+    except (CommClosedError, TimeoutError) as error:
+        logger.debug("%s", error)
+    msg = "a worker process ended while it loaded the model; there may be too little memory for --workers"
+    raise ClusterError(msg)
 
 
 def _dashboard(client: Client) -> str:

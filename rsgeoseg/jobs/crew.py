@@ -32,7 +32,6 @@ class Crew:
         self._loaded: tuple[ModelSource, str, Segmenter] | None = None
         self._kept: tuple[ModelSource, str] | None = None
         """Of the model that the processes were told to load."""
-        self._devices: tuple[str, ...] = ()
         self._client: Client | None = None
         self._of: tuple[int | None, str | None] = (None, None)
         self._joined = ExitStack()
@@ -71,15 +70,14 @@ class Crew:
     def _ask(self, job: RunJob, source: ModelSource) -> KeptModel:
         from rsgeoseg.engine.cluster import ask_facts  # noqa: PLC0415  (an extra)
 
-        facts = ask_facts(self.client(job), source, job.device)
-        self._devices = facts.devices
-        return KeptModel(facts, load=lambda: source(job.device))
+        return KeptModel(ask_facts(self.client(job), source, job.device), load=lambda: source(job.device))
 
     def devices(self, job: RunJob) -> tuple[str, ...]:
         """Return the devices of a job's workers, in turn; those of a running cluster are told what the user said."""
         if job.workers is None:
             return (job.device,)
-        return self._devices or self.source(job).devices(job.device)
+        model = self.segmenter(job)
+        return model.devices if isinstance(model, KeptModel) else self.source(job).devices(job.device)
 
     def start(self, job: RunJob) -> None:
         """Start a job's processes, if it wants some; they load its model.

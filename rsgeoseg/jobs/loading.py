@@ -104,6 +104,7 @@ class KeptModel:
     def __init__(self, facts: ModelFacts, load: Callable[[], Segmenter]) -> None:
         self.spec, self.device, self.batch_size = facts.spec, facts.device, facts.batch_size
         self.device_name, self.number_format = facts.device_name, facts.number_format
+        self.devices = facts.devices
         self._load = load
         self._here: Segmenter | None = None
 
@@ -112,6 +113,12 @@ class KeptModel:
         if self._here is None:
             self._here = self._load()
         return self._here.segment(chips, prompts)
+
+    def release_memory(self) -> None:
+        """Give memory held in reserve back to the device."""
+        release = getattr(self._here, "release_memory", None)
+        if release is not None:
+            release()
 
 
 def model_source(job: RunJob) -> NamedModel:

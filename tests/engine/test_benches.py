@@ -1,12 +1,15 @@
 """A worker process loads a model as seldom as it can, and lets it go when no run is left."""
 
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass, field, replace
 
 import pytest
 from dask_cluster import SPEC, draw_scene
 
+from rsgeoseg.engine import cluster
 from rsgeoseg.engine.block_work import Benches, WorkOrder
 from rsgeoseg.engine.collect import Drawing
+from rsgeoseg.engine.connect import local_cluster
 from rsgeoseg.engine.options import PipelineOptions
 from rsgeoseg.errors import ModelError, UsageError
 from rsgeoseg.geo.scene import Scene
@@ -85,6 +88,21 @@ def test_a_process_of_our_own_keeps_the_model_between_runs(order):
         accept(benches, order(token, Counted("a", loads)))
         benches.clear(token)
     assert loads == [("a", "cpu")]
+
+
+class Placed(Counted):
+    """Gives a model that is named after the thread that loaded it."""
+
+    def __call__(self, device):
+        return OracleSegmenter(spec=replace(SPEC, name=str(threading.get_ident())))
+
+
+def test_a_model_is_loaded_in_the_thread_that_works_on_blocks():
+    """Helpers that torch starts for a second thread would keep the first one's from waiting awake."""
+    with local_cluster(1) as client:
+        cluster.keep_model(client, Placed("a", []), "cpu")
+        facts = cluster.ask_facts(client, Placed("a", []), "cpu")
+        assert facts.spec.name == str(client.submit(threading.get_ident).result())
 
 
 def test_another_model_or_device_is_loaded(order):
