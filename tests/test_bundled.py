@@ -96,7 +96,7 @@ def test_the_number_of_threads_changes_no_bit(name):
     before = torch.get_num_threads()
     found = []
     try:
-        for threads in (1, 2, 4):
+        for threads in (1, 2, 4, 8):
             torch.set_num_threads(threads)
             found.append(model.segment([chip])[0])
     finally:

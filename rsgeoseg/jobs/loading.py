@@ -16,6 +16,7 @@ from rsgeoseg.engine.tuning import best_batch_size, own_batch_size
 from rsgeoseg.errors import UsageError
 from rsgeoseg.network import offline
 from rsgeoseg.weights.cache import fetch
+from rsgeoseg.weights.cards import find_card
 from rsgeoseg.weights.published import public_card
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class NamedModel:
             WeightsError: they cannot be fetched.
         """
         registry.card(self.name)
-        public = public_card(self.name, self.weights)
+        bundled = find_card(self.name, self.weights)
+        public = public_card(self.name, self.weights) if bundled is None else None
         if public is not None:
             fetch(public)
 

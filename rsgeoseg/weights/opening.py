@@ -11,7 +11,7 @@ from rsgeoseg.weights.cache import fetch
 from rsgeoseg.weights.cards import find_card
 from rsgeoseg.weights.files import WeightsFile, is_own_file, read_weights
 from rsgeoseg.weights.foreign import read_foreign
-from rsgeoseg.weights.published import default_card, find_published, settings_of
+from rsgeoseg.weights.published import public_card, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -60,7 +60,7 @@ def open_weights(model: str, weights: str | Path | None, *, accepts: Collection[
 
 
 def _published(model: str, weights: str | Path | None) -> OpenedWeights | None:
-    card = default_card(model) if weights is None else find_published(str(weights))
+    card = public_card(model, None if weights is None else str(weights))
     if card is None and weights is None:
         msg = f"{model} has no bundled and no public weights; give --weights PATH, or train it with `rsgeoseg train`"
         raise WeightsError(msg)

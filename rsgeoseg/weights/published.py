@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Literal
 
-from rsgeoseg.weights.cards import find_card
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -184,14 +182,12 @@ def default_card(model: str) -> PublishedCard | None:
 
 
 def public_card(model: str, weights: str | None) -> PublishedCard | None:
-    """Find the public file that a user means; None where the weights are bundled, or a path, or there are none.
+    """Find the public file that a user means, where no bundled one is meant; None for a path, or where there is none.
 
     Args:
         model: registry name.
         weights: id or path; None = the model's default.
     """
-    if find_card(model, weights) is not None:
-        return None
     return default_card(model) if weights is None else find_published(weights)
 
 

@@ -12,9 +12,12 @@ from rasters import write_raster
 
 import rsgeoseg
 from rsgeoseg import jobs, registry
+from rsgeoseg.contract import Chip
+from rsgeoseg.engine.block_work import ModelFacts
 from rsgeoseg.engine.events import ChipsProgress, RunFinished
 from rsgeoseg.errors import JobCancelled, OutputError, UsageError
 from rsgeoseg.geo.frame import SCHEMA
+from rsgeoseg.jobs.loading import KeptModel
 from rsgeoseg.testing.oracle import OracleSegmenter, encode_ids, oracle_spec
 
 ORACLE = OracleSegmenter(spec=oracle_spec(["a", "b", "c"], chip_size=96, overlap=16))
@@ -182,3 +185,24 @@ def test_an_area_that_is_no_path_is_said(ids_scene):
     path, _ = ids_scene()
     with pytest.raises(UsageError, match=r"aoi is a dict, not a path: open the scene yourself"):
         jobs.run(path, ORACLE, aoi={})
+
+
+def test_a_kept_model_is_loaded_here_only_to_try_batches():
+    """On a GPU the batch size is tried; all else is known from the worker's facts."""
+    loads, spec = [], oracle_spec(["a"], chip_size=64, overlap=16)
+
+    class Card(OracleSegmenter):
+        device_name, number_format, batch_size = "a card", "float32", 2
+
+    def load():
+        loads.append(1)
+        return Card(spec=spec)
+
+    kept = KeptModel(ModelFacts.of(Card(spec=spec), ("cuda:0", "cuda:1")), load)
+    assert (kept.spec, kept.batch_size, kept.device_name, kept.devices) == (spec, 2, "a card", ("cuda:0", "cuda:1"))
+    kept.release_memory()
+    assert not loads
+    chip = Chip(image=np.zeros((3, 64, 64), np.uint8), valid=np.ones((64, 64), bool))
+    assert [len(found) for found in kept.segment([chip, chip])] == [0, 0]
+    kept.segment([chip])
+    assert loads == [1]
