@@ -57,7 +57,7 @@ def measure_client(blocks: int = 60) -> tuple[float, float, int]:
     from rsgeoseg.engine.pipeline import SceneRun
     from rsgeoseg.engine.run_folder import RunFolder
     from rsgeoseg.geo.scene import Scene
-    from rsgeoseg.jobs.loading import GivenModel
+    from rsgeoseg.jobs.model_source import GivenModel
 
     with tempfile.TemporaryDirectory() as scratch:
         truth = make_scene(Path(scratch), 14_336, 20.0)

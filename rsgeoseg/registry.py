@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, cast
 
 from rsgeoseg.errors import ModelError
-from rsgeoseg.heap import keep_freed_memory
+from rsgeoseg.heap import keep_freed_memory, no_collection
 from rsgeoseg.weights.cards import WeightsCard, bundled_cards
 from rsgeoseg.weights.published import PublishedCard, published_cards
 
@@ -164,4 +164,5 @@ def load_model(name: str, weights: str | Path | None = None, device: str = "auto
     """
     module, _, function = card(name).loader.partition(":")
     keep_freed_memory()
-    return cast("Segmenter", getattr(import_module(module), function)(weights, device))
+    with no_collection():
+        return cast("Segmenter", getattr(import_module(module), function)(weights, device))

@@ -1,5 +1,6 @@
 """Whether freed memory is used again."""
 
+import gc
 import os
 import platform
 import subprocess
@@ -64,3 +65,51 @@ def test_the_users_own_settings_stand():
 def test_nothing_is_done_elsewhere(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert heap.keep_freed_memory() is False
+
+
+def test_no_garbage_is_looked_for_while_something_loads():
+    collections = []
+    gc.callbacks.append(lambda phase, _: collections.append(phase))
+    try:
+        with heap.no_collection():
+            kept = [[] for _ in range(200_000)]
+            assert not collections
+            with heap.no_collection():  # a model that loads in a command that loads
+                pass
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        kept += [[] for _ in range(200_000)]
+        assert collections
+    finally:
+        gc.callbacks.pop()
+
+
+def test_collection_stays_off_where_it_was():
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError), heap.no_collection():
+            1 / 0  # noqa: B018
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    with pytest.raises(ZeroDivisionError), heap.no_collection():
+        1 / 0  # noqa: B018
+    assert gc.isenabled()
+
+
+def test_a_command_ends_without_taking_its_objects_apart():
+    code = """
+import sys
+from rsgeoseg.cli import main
+
+class Ring:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        print("taken apart", file=sys.stderr)
+
+main.invoke = lambda arguments: Ring() and 3
+main.main(["models"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")

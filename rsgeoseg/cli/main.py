@@ -15,6 +15,7 @@ import typer
 import rsgeoseg
 from rsgeoseg.cli import common
 from rsgeoseg.errors import RsGeoSegError
+from rsgeoseg.heap import leave_objects
 
 _COMMANDS = ("run", "info", "models", "weights", "dataset", "train", "evaluate", "preview", "doctor")
 _CANCELLED = 130
@@ -67,7 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: without the program's name; None = those of this process.
     """
-    sys.exit(invoke(sys.argv[1:] if arguments is None else arguments))
+    code = invoke(sys.argv[1:] if arguments is None else arguments)
+    leave_objects()
+    sys.exit(code)
 
 
 def invoke(arguments: list[str]) -> int:

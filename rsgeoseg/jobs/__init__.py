@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from rsgeoseg.heap import no_collection
+
 if TYPE_CHECKING:
     from rsgeoseg.engine.order import DEFAULT_MODEL, RunJob, RunOptions, check_names
     from rsgeoseg.jobs.evaluating import EvaluateJob, evaluate, evaluate_clicks
@@ -45,6 +47,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(home), name)
+            with no_collection():
+                return getattr(import_module(home), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

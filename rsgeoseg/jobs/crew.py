@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from rsgeoseg.engine.block_work import leave_if_imported_by_a_worker
 from rsgeoseg.errors import UsageError
-from rsgeoseg.jobs.loading import GivenModel, KeptModel, model_source
+from rsgeoseg.jobs.model_source import GivenModel, KeptModel, model_source
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -17,7 +17,7 @@ from rsgeoseg.engine.block_work import ModelFacts
 from rsgeoseg.engine.events import ChipsProgress, RunFinished
 from rsgeoseg.errors import JobCancelled, OutputError, UsageError
 from rsgeoseg.geo.frame import SCHEMA
-from rsgeoseg.jobs.loading import KeptModel
+from rsgeoseg.jobs.model_source import KeptModel
 from rsgeoseg.testing.oracle import OracleSegmenter, encode_ids, oracle_spec
 
 ORACLE = OracleSegmenter(spec=oracle_spec(["a", "b", "c"], chip_size=96, overlap=16))
