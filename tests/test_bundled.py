@@ -87,24 +87,39 @@ def test_the_example_is_mapped_well(tmp_path, model):
     assert record["chips"]["done"] == record["chips"]["total"]
 
 
+@pytest.mark.parametrize(("size", "chips"), [(128, 6), (192, 6), (256, 6), (320, 4), (1024, 1)])
 @pytest.mark.parametrize("name", ["rsprompter-query", "rsprompter-anchor"])
-def test_the_number_of_threads_changes_no_bit(name):
+def test_the_number_of_threads_changes_no_bit(name, size, chips):
     """Two processes with one thread each must give the map that one with two gives."""
-    model = rsgeoseg.load_model(name, device="cpu")
+    model = rsgeoseg.load_model(name, device="cpu").at_threshold(0.1)
     with Scene.open(EXAMPLES / "harbour_town.tif") as scene:
-        chip = sample_chips(scene, 1024, 1)[0]
+        looked = sample_chips(scene, size, chips)
     before = torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 4, 8):
             torch.set_num_threads(threads)
-            found.append(model.segment([chip])[0])
+            found.append([model.segment([chip])[0] for chip in looked])
     finally:
         torch.set_num_threads(before)
-    first = found[0]
-    assert len(first) > 3
-    for other in found[1:]:
-        assert other.scores.tobytes() == first.scores.tobytes()
-        assert np.array_equal(other.boxes, first.boxes)
-        assert np.array_equal(other.labels, first.labels)
-        assert all(np.array_equal(a, b) for a, b in zip(other.masks, first.masks, strict=True))
+    assert sum(len(instances) for instances in found[0]) >= 3
+    for others in found[1:]:
+        for first, other in zip(found[0], others, strict=True):
+            assert other.scores.tobytes() == first.scores.tobytes()
+            assert np.array_equal(other.boxes, first.boxes)
+            assert np.array_equal(other.labels, first.labels)
+            assert all(np.array_equal(a, b) for a, b in zip(other.masks, first.masks, strict=True))
+
+
+@pytest.mark.parametrize("name", ["rsprompter-query", "rsprompter-anchor"])
+def test_objects_do_not_depend_on_the_other_chips_of_a_batch(name):
+    model = rsgeoseg.load_model(name, device="cpu").at_threshold(0.02)
+    with Scene.open(EXAMPLES / "harbour_town.tif") as scene:
+        chips = sample_chips(scene, 64, 8)
+    together = model.segment(chips)
+    assert sum(len(found) for found in together) > 1
+    for chip, found in zip(chips, together, strict=True):
+        alone = model.segment([chip])[0]
+        np.testing.assert_allclose(alone.scores, found.scores, rtol=1e-3)
+        assert np.array_equal(alone.labels, found.labels)
+        np.testing.assert_allclose(alone.boxes, found.boxes, atol=1)

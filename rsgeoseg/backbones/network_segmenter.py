@@ -12,6 +12,7 @@ from rsgeoseg.backbones.chips import refuse_prompts, segment_alike
 from rsgeoseg.backbones.packed import compute_dtype
 from rsgeoseg.backbones.transfer import Uploader, name_device, release_memory
 from rsgeoseg.contract import Chip, Instances, ModelSpec, Prompts
+from rsgeoseg.nn.steady import use_steady_linears
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ class NetworkSegmenter(Generic[N]):
     """Chips of one size go through the network together; a model says how in ``_forward``.
 
     Args:
-        network: on its device; put into evaluation mode.
+        network: on its device; put into evaluation mode, its linear layers replaced by steady ones of the same tensors.
         spec: what it is; its ``score_threshold`` also bounds the work.
         lowest: objects down to this score are found; None = ``spec.score_threshold``.
         max_instances: most objects per chip.
@@ -43,6 +44,7 @@ class NetworkSegmenter(Generic[N]):
         max_instances: int = 100,
         autocast: bool | None = None,
     ) -> None:
+        use_steady_linears(network)
         self.network = network.eval()
         self.spec = spec
         self.lowest = spec.score_threshold if lowest is None else lowest

@@ -25,7 +25,7 @@ from distributed.protocol import pickle
 
 from rsgeoseg.engine.block_work import BENCHES, WorkOrder
 from rsgeoseg.engine.blocks import block_chips, plan_blocks
-from rsgeoseg.engine.connect import check_versions, count_workers
+from rsgeoseg.engine.connect import check_versions, count_workers, outlive_workers
 from rsgeoseg.engine.events import ChipFailed, ClusterStarted, Event
 from rsgeoseg.engine.part_run import PartRun, Segmented
 from rsgeoseg.engine.pipeline import SceneResult, SceneRun
@@ -91,7 +91,7 @@ def segment_on_cluster(
     run = SceneRun(order.scene, model, order.options, on_event, parts)
     address = client.scheduler_info()["address"]
     try:
-        check_versions(client)
+        outlive_workers(client, partial(check_versions, client))
         with _ordered(client, order) as workers, client.as_current():  # `wait` looks for the current client
             on_event(ClusterStarted(scheduler=address, workers=workers, dashboard=_dashboard(client)))
             groups = run.start()
@@ -115,7 +115,7 @@ def keep_model(client: Client, source: ModelSource, device: str) -> None:
         source: gives the model.
         device: as the user named it; workers share out what it stands for.
     """
-    client.run(_keep_model, source, device, wait=False)
+    outlive_workers(client, partial(client.run, _keep_model, source, device, wait=False))
 
 
 def ask_facts(client: Client, source: ModelSource, device: str) -> ModelFacts:
@@ -128,17 +128,15 @@ def ask_facts(client: Client, source: ModelSource, device: str) -> ModelFacts:
 
     Raises:
         ModelError, UsageError: the model cannot be had.
-        ClusterError: the worker was lost meanwhile.
+        ClusterError: workers end while they load it.
     """
-    lost = "a worker process ended while it loaded the model; there may be too little memory for --workers"
-    worker = next(iter(client.scheduler_info(n_workers=1)["workers"]), None)
-    if worker is None:
-        raise ClusterError(lost)
-    try:
+
+    def ask() -> ModelFacts:
+        worker = next(iter(client.scheduler_info(n_workers=1)["workers"]))
         facts: ModelFacts = client.run(_keep, source, device, workers=[worker])[worker]
-    except (CommClosedError, TimeoutError) as error:
-        raise ClusterError(lost) from error
-    return facts
+        return facts
+
+    return outlive_workers(client, ask)
 
 
 def _dashboard(client: Client) -> str:
@@ -369,9 +367,9 @@ def _ordered(client: Client, order: WorkOrder) -> Iterator[int]:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         msg = f"the run cannot be sent to workers ({why}): give the model by its name and the scene by its path or URL"
         raise UsageError(msg) from error
-    client.register_plugin(plugin)
+    outlive_workers(client, partial(client.register_plugin, plugin))
     try:
-        yield len(client.run(_make_ready, order.token))
+        yield len(outlive_workers(client, partial(client.run, _make_ready, order.token)))
     finally:
         if client.status == "running":
             client.unregister_worker_plugin(plugin.name)

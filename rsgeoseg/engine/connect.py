@@ -6,39 +6,55 @@ import asyncio
 import atexit
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, WorkerPlugin
-from distributed.comm.core import connect
+from distributed.comm.core import CommClosedError, connect
 from distributed.security import Security
 from distributed.utils import silence_logging_cmgr
 from distributed.versions import VersionMismatchWarning
+from filelock import FileLock, Timeout
 
 from rsgeoseg.errors import ClusterError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from distributed import Worker
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15.0
+_START_SECONDS = 60.0
+"""How long a worker may take to come up in the place of one that died."""
+_TRIES = 3
+"""Times that workers are asked for something while some die."""
 _DEATHS = 1
 """Workers of a local cluster that a block may outlive; with the next one it is tried alone."""
+_NOT_STARTED = (RuntimeError, OSError, TimeoutError)
 _SAME = ("rsgeoseg", "python")
 """Versions that must be equal everywhere."""
 _ALIKE = ("torch", "numpy", "rasterio", "shapely", "dask", "distributed")
 """Versions that should be: results may differ in the last digits otherwise, or messages be misunderstood."""
+_SCRATCH = "rsgeoseg-dask-"
+_IN_USE = "in-use.lock"
+_SCRATCH_SECONDS = 60.0
+"""A folder without a lock that is younger is just being made."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+
+T = TypeVar("T")
 
 _LEFT_BY_DASK = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
 
@@ -61,7 +77,7 @@ def local_cluster(workers: int) -> Iterator[Client]:
     # Without Dask's own MALLOC_TRIM_THRESHOLD_: memory that is given back chip by chip makes a quick model three times
     # slower.
     environment = dict.fromkeys(_THREADS, str(max(1, CPU_COUNT // workers)))
-    with tempfile.TemporaryDirectory(prefix="rsgeoseg-dask-", ignore_cleanup_errors=True) as scratch:
+    with _scratch() as scratch:
         settings = {
             "temporary-directory": scratch,
             # A model waits for its slowest core: what Dask does beside it many times a second cost it a tenth.
@@ -78,28 +94,60 @@ def local_cluster(workers: int) -> Iterator[Client]:
         }
         ours = (*environment, *_LEFT_BY_DASK)
         with _restored(*ours), dask.config.set(settings), _quiet():
-            try:
-                with _restored(*ours):  # at once: this process may load torch next, with the user's own settings
-                    for name in ours:
-                        os.environ.pop(name, None)
-                    cluster = LocalCluster(
-                        n_workers=workers,
-                        threads_per_worker=1,
-                        processes=True,
-                        host="127.0.0.1",
-                        dashboard_address="127.0.0.1:0",
-                        memory_limit=0,
-                        silence_logs=logging.CRITICAL,
-                    )
-            except (RuntimeError, OSError, TimeoutError) as error:
-                msg = (
-                    f"worker processes do not start ({error}); a script that uses workers must do so under"
-                    ' `if __name__ == "__main__":`, because every worker process imports it again'
-                )
-                raise ClusterError(msg) from None
+            with _restored(*ours):  # at once: this process may load torch next, with the user's own settings
+                for name in ours:
+                    os.environ.pop(name, None)
+                cluster = _start(workers)
             with cluster, Client(cluster, set_as_default=False) as client:
-                client.register_plugin(_Manners())
+                outlive_workers(client, partial(client.register_plugin, _Manners()))
                 yield client
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """Make a folder for the processes' files; remove it with the block, and those that killed processes left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        with suppress(OSError, Timeout):  # in use, or another user's
+            if time.time() - left.stat().st_mtime > _SCRATCH_SECONDS:
+                with FileLock(left / _IN_USE, timeout=0):
+                    pass
+                shutil.rmtree(left)
+    with (
+        tempfile.TemporaryDirectory(prefix=_SCRATCH, ignore_cleanup_errors=True) as folder,
+        FileLock(Path(folder) / _IN_USE, thread_local=False),
+    ):
+        yield folder
+
+
+def _start(workers: int) -> LocalCluster:
+    """Start a scheduler in this process and worker processes; once more where one of them ends at once.
+
+    Raises:
+        ClusterError: they do not start.
+    """
+    with suppress(*_NOT_STARTED):
+        return _processes(workers)
+    try:
+        return _processes(workers)
+    except _NOT_STARTED as error:
+        msg = (
+            f"worker processes do not start, or end at once ({error}): there may be too little memory for them; a"
+            ' script of yours must ask for workers under `if __name__ == "__main__":`, because every worker process'
+            " imports it again"
+        )
+        raise ClusterError(msg) from None
+
+
+def _processes(workers: int) -> LocalCluster:
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0,
+        silence_logs=logging.CRITICAL,
+    )
 
 
 class _Manners(WorkerPlugin):
@@ -193,17 +241,48 @@ def count_workers(client: Client) -> int:
     return len(client.scheduler_info(n_workers=-1)["workers"])
 
 
+def outlive_workers(client: Client, ask: Callable[[], T]) -> T:
+    """Ask all workers of a cluster for something; again where one dies meanwhile, as another takes its place.
+
+    Args:
+        client: of the cluster.
+        ask: asks them, and may do so several times.
+
+    Raises:
+        ClusterError: they die again and again.
+        OSError: the scheduler was lost.
+    """
+    for _ in range(_TRIES):
+        try:
+            client.wait_for_workers(1, timeout=_START_SECONDS)
+            return ask()
+        except (CommClosedError, TimeoutError) as error:
+            if client.status != "running":
+                raise
+            logger.debug("%s", error)
+    msg = "worker processes end while they start or load the model: there may be too little memory for them"
+    raise ClusterError(msg)
+
+
 def check_versions(client: Client) -> None:
     """Compare what is installed on the workers with what is installed here.
 
     Raises:
         UsageError: a worker has another version of rsgeoseg or Python.
     """
-    names = [name for name in (*_SAME, *_ALIKE) if name != "python"]
-    found = cast("dict[str, Any]", client.get_versions(packages=names))
-    mine = found["client"]["packages"]
+
+    def version() -> str | None:  # travels by value: what is installed there may not know this module
+        try:
+            from rsgeoseg import __version__  # noqa: PLC0415
+        except ImportError:
+            return None
+        return __version__
+
+    found = cast("dict[str, Any]", client.get_versions(packages=list(_ALIKE)))
+    ours = client.run(version)
+    mine = found["client"]["packages"] | {"rsgeoseg": version()}
     for address, about in found["workers"].items():
-        theirs = about["packages"]
+        theirs = about["packages"] | {"rsgeoseg": ours.get(address)}
         for name in (*_SAME, *_ALIKE):
             here, there = _short_version(name, mine), _short_version(name, theirs)
             if here == there:

@@ -16,7 +16,6 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from rsgeoseg.nn.box_coder import BoundedCoder
-from rsgeoseg.nn.steady import SteadyLinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +39,8 @@ class BoxHead(nn.Module):
         super().__init__()
         layers = [nn.Linear(channels * size * size, hidden), nn.Linear(hidden, hidden)]
         self.shared_fcs = nn.ModuleList(layers)
-        self.fc_cls = SteadyLinear(hidden, classes + 1)
-        self.fc_reg = SteadyLinear(hidden, 4 * classes)
+        self.fc_cls = nn.Linear(hidden, classes + 1)
+        self.fc_reg = nn.Linear(hidden, 4 * classes)
         for layer in layers:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)

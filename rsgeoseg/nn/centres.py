@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from rsgeoseg.nn.steady import SteadyGroupNorm
+from rsgeoseg.nn.steady import SteadyConv2d, SteadyGroupNorm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,10 +52,8 @@ class CentreHead(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.tower = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), SteadyGroupNorm(32, width), nn.ReLU(inplace=True)
-        )
-        self.heat = nn.Conv2d(width, classes, 3, padding=1)
+        self.tower = nn.Sequential(SteadyConv2d(width, width), SteadyGroupNorm(32, width), nn.ReLU(inplace=True))
+        self.heat = SteadyConv2d(width, classes)
         nn.init.normal_(self.heat.weight, std=0.01)
         assert self.heat.bias is not None
         nn.init.constant_(self.heat.bias, -4.0)

@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
+
+from rsgeoseg.nn.steady import STEADY_ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +56,9 @@ class MaskedDecoderLayer(nn.Module):
             (B, Q, C).
         """
         positioned = queries + query_position
+        if (wanting := STEADY_ROWS - memory.shape[1]) > 0:  # cells that no query looks at
+            memory, memory_position = (F.pad(x, (0, 0, 0, wanting)) for x in (memory, memory_position))
+            blocked = F.pad(blocked, (0, wanting), value=True)
         mask = blocked.repeat_interleave(self.heads, 0)
         looked, _ = self.cross_attn(positioned, memory + memory_position, memory, attn_mask=mask, need_weights=False)
         queries = self.norms[0](queries + looked)

@@ -15,7 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from rsgeoseg.nn.box_coder import BoundedCoder
-from rsgeoseg.nn.steady import PointwiseConv2d
+from rsgeoseg.nn.steady import PointwiseConv2d, SteadyConv2d
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +60,7 @@ class _Head(RPNHead):  # type: ignore[misc]
 
     def __init__(self, channels: int, anchors: int) -> None:
         super().__init__(channels, anchors)
+        self.conv[0][0] = SteadyConv2d.of(self.conv[0][0])
         for name in ("cls_logits", "bbox_pred"):
             setattr(self, name, PointwiseConv2d.of(getattr(self, name)))
 

@@ -1,10 +1,11 @@
 """Products whose last digit does not depend on how many threads share the work.
 
-On a CPU a matrix product with few outputs is cut along its inner sum when several threads work on it, and the sum's
-rounding moves with the cut; so does oneDNN's 1 x 1 convolution of many channels. One digit decides whether an object
-passes a threshold, and a map must not depend on how many processes share the cores. Products with whole vector
-registers of outputs are not cut. Both were found by running every operator of the bundled models with 1, 2, 3 and 8
-threads on the same inputs (torch 2.14, an AMD EPYC with AVX512); no source says it.
+On a CPU a matrix product with few outputs or few rows is cut along its inner sum when several threads work on it, and
+the sum's rounding moves with the cut; so do oneDNN's 1 x 1 convolution of many channels and its convolutions of small
+maps. One digit decides whether an object passes a threshold, and a map must not depend on how many processes share the
+cores. Products with whole vector registers of outputs and a dozen rows are not cut. All was found by running every
+operator of the bundled models with 1, 2, 4 and 8 threads on the same inputs, chips of 64 to 1,024 px (torch 2.14, an
+AMD EPYC with AVX512); no source says it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 
 _LANES = 16
 """Outputs in a vector register of 512 bits, float32."""
+STEADY_ROWS = 16
+"""Fewest rows of a product: those of 5 to 11 rows are cut."""
 _STRIP = 4096
 """Cells whose 128 channels in float32 fit a cache of 2 MB."""
 
 
 def steady_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute ``F.linear``, with outputs of zero weight added and dropped up to whole registers.
+    """Compute ``F.linear``; on a CPU with rows of zeros and outputs of zero weight added, and dropped.
 
     Args:
         x: (..., K), float32 or, as ``weight`` and ``bias``, another floating type.
@@ -35,12 +38,15 @@ def steady_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     Returns:
         (..., N) of the type that ``F.linear`` gives.
     """
-    outputs = len(weight)
-    missing = -outputs % _LANES
-    if missing == 0 or x.device.type != "cpu":
+    outputs, inner = weight.shape
+    places = x.shape[:-1].numel()
+    wanting, missing = max(STEADY_ROWS - places, 0), -outputs % _LANES
+    if not (wanting or missing) or x.device.type != "cpu":
         return F.linear(x, weight, bias)
+    rows = F.pad(x.reshape(places, inner), (0, 0, 0, wanting)) if wanting else x
     widened = None if bias is None else F.pad(bias, (0, missing))
-    return F.linear(x, F.pad(weight, (0, 0, 0, missing)), widened)[..., :outputs]
+    found = F.linear(rows, F.pad(weight, (0, 0, 0, missing)), widened)[..., :outputs]
+    return found[:places].reshape(*x.shape[:-1], outputs) if wanting else found
 
 
 def draw_masks(kernels: Tensor, feature: Tensor) -> Tensor:
@@ -56,6 +62,22 @@ class SteadyLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         return steady_linear(x, self.weight, self.bias)
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> SteadyLinear:
+        """Share the tensors of a plain layer."""
+        with torch.device("meta"):  # draws no random numbers for weights that are dropped
+            made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        made.weight, made.bias = linear.weight, linear.bias
+        return made
+
+
+def use_steady_linears(network: nn.Module) -> None:
+    """Put a :class:`SteadyLinear` in the place of each plain linear layer; parameters and names stay."""
+    for part in list(network.modules()):
+        for name, layer in list(part.named_children()):
+            if type(layer) is nn.Linear:
+                setattr(part, name, SteadyLinear.of(layer))
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -76,6 +98,32 @@ class PointwiseConv2d(nn.Conv2d):
         """Share the tensors of a 1 x 1 convolution of stride 1 without groups."""
         with torch.device("meta"):  # draws no random numbers for weights that are dropped
             made = cls(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
+        made.weight, made.bias = conv.weight, conv.bias
+        return made
+
+
+class SteadyConv2d(nn.Conv2d):
+    """A 3 x 3 convolution of stride 1; without gradients on a CPU it takes maps channels last, the smallest as rows."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, out, h, w)."""
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return super().forward(x)
+        b, _, h, w = x.shape
+        if b * h * w >= STEADY_ROWS:
+            cells = x.permute(0, 2, 3, 1).flatten(0, 2)  # a part of longer rows would pass for another layout
+            return super().forward(cells.view(b, h, w, -1).permute(0, 3, 1, 2))
+        patches = F.unfold(x, 3, padding=1).transpose(1, 2)  # (B, h w, 9 C)
+        return steady_linear(patches, self.weight.flatten(1), self.bias).transpose(1, 2).reshape(b, -1, h, w)
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> SteadyConv2d:
+        """Share the tensors of a 3 x 3 convolution of stride 1 and padding 1, with bias, without groups."""
+        with torch.device("meta"):
+            made = cls(conv.in_channels, conv.out_channels)
         made.weight, made.bias = conv.weight, conv.bias
         return made
 

@@ -13,12 +13,26 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dask_cluster import ORACLE, SPEC, Changes, children, draw_scene, ended, run, scheduler, script, worker_path
+from dask_cluster import (
+    ORACLE,
+    SPEC,
+    Changes,
+    assert_same,
+    children,
+    draw_scene,
+    ended,
+    run,
+    scheduler,
+    script,
+    worker_path,
+)  # fmt: skip
+from filelock import FileLock
 
 import rsgeoseg
 from rsgeoseg import errors
 from rsgeoseg.engine import cluster, connect
 from rsgeoseg.errors import ClusterError, UsageError
+from rsgeoseg.geo.writers import load_frame
 
 BUNDLED = Path(rsgeoseg.__file__).parent / "weights" / "bundled"
 
@@ -79,10 +93,15 @@ def test_a_scheduler_without_workers(scene):
 
 @pytest.mark.slow
 def test_a_worker_with_another_version_is_named(scene, tmp_path):
-    fake = tmp_path / "rsgeoseg-9.9.dist-info"
-    fake.mkdir()
-    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: rsgeoseg\nVersion: 9.9\n")
-    with scheduler(workers=1, PYTHONPATH=worker_path(tmp_path)) as (address, _):
+    """What it runs counts, here a checkout on its path, not what is installed beside it."""
+    package = Path(rsgeoseg.__file__).parent
+    (tmp_path / "rsgeoseg").mkdir()
+    for part in package.iterdir():
+        (tmp_path / "rsgeoseg" / part.name).symlink_to(part)
+    (tmp_path / "rsgeoseg" / "__init__.py").unlink()
+    text = (package / "__init__.py").read_text().replace(f'"{rsgeoseg.__version__}"', '"9.9"')
+    (tmp_path / "rsgeoseg" / "__init__.py").write_text(text)
+    with scheduler(workers=1, cwd=tmp_path, PYTHONPATH=worker_path(tmp_path)) as (address, _):
         message = refused(scene, address)
     assert "worker tcp://127.0.0.1:" in message
     assert f"has rsgeoseg 9.9, this process {rsgeoseg.__version__}" in message
@@ -163,7 +182,7 @@ class Deadly:
 def test_a_worker_that_dies_of_its_model_is_said():
     with connect.local_cluster(1) as client:
         cluster.keep_model(client, Deadly(), "cpu")
-        with pytest.raises(ClusterError, match="ended while it loaded the model; there may be too little memory"):
+        with pytest.raises(ClusterError, match="end while they start or load the model: there may be too"):
             cluster.ask_facts(client, Deadly(), "cpu")
 
 
@@ -244,6 +263,42 @@ def test_interrupted_runs_leave_no_process(scene, tmp_path, how, after):
         assert "distributed" not in said.replace("site-packages/distributed", "")
         assert said.count("Process ") == 0  # of a worker that was hit as well
         assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(connect.tempfile, "tempdir", str(tmp_path))
+    names = ("rsgeoseg-dask-left", "rsgeoseg-dask-busy", "rsgeoseg-dask-new", "rsgeoseg-mine")
+    folders = [tmp_path / name for name in names]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "file").write_text("text")
+        if folder.name != "rsgeoseg-dask-new":
+            os.utime(folder, (0, 0))
+    with FileLock(folders[1] / "in-use.lock"):
+        os.utime(folders[1], (0, 0))
+        with connect.local_cluster(1):
+            assert [folder.exists() for folder in folders] == [False, True, True, True]
+            (ours,) = set(tmp_path.iterdir()) - set(folders)
+            assert (ours / "in-use.lock").exists()
+    assert set(tmp_path.iterdir()) == set(folders[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.0, 0.7, 1.5])
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(scene, tmp_path, after):
+    command, env = script(tmp_path, RUN)
+    process = subprocess.Popen(
+        [*command, str(scene)], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not (begun := [each for each in children(process.pid) if "spawn_main" in " ".join(each.cmdline())]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(after)
+    begun[0].kill()
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    assert_same(load_frame(tmp_path / "out.gpkg"), run(scene))
 
 
 @pytest.mark.slow

@@ -66,6 +66,32 @@ def test_dropping_hopeless_queries_leaves_the_result_unchanged():
     assert {tuple(x) for x in a.boxes[keep].tolist()} == {tuple(x) for x in b.boxes.tolist()}
 
 
+class SlopeAndNoise(torch.nn.Module):
+    """Centre maps of which the first image's has one peak on a high slope, and the others' many peaks."""
+
+    def forward(self, maps):
+        logits = []
+        for x in maps:
+            batch, _, h, w = x.shape
+            slope = torch.linspace(1.0, 2.0, h * w).reshape(1, 1, h, w).expand(1, len(CLASSES), h, w)
+            noise = torch.randn(batch - 1, len(CLASSES), h, w, generator=torch.Generator().manual_seed(0))
+            logits.append(torch.cat([slope, noise]))
+        return logits, list(maps)
+
+
+def test_cells_beside_a_peak_are_no_queries_however_many_the_other_chips_of_a_batch_want():
+    network = lite_network()
+    network.centre_head = SlopeAndNoise()
+    segmenter = rq.segmenter(network, score_threshold=0.05)
+    segmenter.autocast = False
+    chips = [SegmenterContract().chip(segmenter, seed) for seed in (0, 1)]
+    alone, together = segmenter.segment(chips[:1])[0], segmenter.segment(chips)
+    assert 0 < len(alone) <= 3 * len(CLASSES)  # a peak for each of three maps
+    assert len(together[1]) > 3 * len(CLASSES)
+    assert np.array_equal(together[0].labels, alone.labels)
+    np.testing.assert_allclose(together[0].scores, alone.scores, rtol=1e-3)
+
+
 @pytest.mark.parametrize("shift", [0, 3, 17])
 def test_crop_mask_equals_upsampling_everything(shift):
     torch.manual_seed(shift)

@@ -5,7 +5,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rsgeoseg.nn.steady import PointwiseConv2d, SteadyGroupNorm, SteadyLinear, draw_masks, steady_linear
+from rsgeoseg.nn.steady import (
+    PointwiseConv2d,
+    SteadyConv2d,
+    SteadyGroupNorm,
+    SteadyLinear,
+    draw_masks,
+    steady_linear,
+    use_steady_linears,
+)
 
 THREADS = (1, 2, 4, 8)
 
@@ -44,6 +52,28 @@ def test_linear_layers(rows, inner, outputs, bias):
     torch.testing.assert_close(ours, F.linear(x, layer.weight, layer.bias).detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("outputs", [16, 128, 10])
+def test_linear_layers_of_few_rows(outputs):
+    """Seven queries, or one prompt of nine tokens."""
+    torch.manual_seed(0)
+    layer = SteadyLinear(128, outputs)
+    for rows in range(20):
+        x = torch.randn(1, rows, 128)
+        ours = over_threads(lambda x=x: layer(x))
+        torch.testing.assert_close(ours, F.linear(x, layer.weight, layer.bias).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_all_linear_layers_of_a_network_are_replaced_and_keep_their_tensors():
+    network = nn.Sequential(nn.Linear(4, 3), nn.ModuleDict({"inner": nn.Linear(3, 2, bias=False)}))
+    before = network.state_dict(keep_vars=True)
+    use_steady_linears(network)
+    after = network.state_dict(keep_vars=True)
+    assert list(after) == list(before)
+    assert all(after[name] is tensor for name, tensor in before.items())
+    assert isinstance(network[0], SteadyLinear)
+    assert isinstance(network[1]["inner"], SteadyLinear)
+
+
 def test_linear_gradients_are_those_of_the_plain_layer():
     torch.manual_seed(0)
     weight, x = torch.randn(5, 8, requires_grad=True), torch.randn(3, 8)
@@ -70,6 +100,26 @@ def test_pointwise_convolution_trains_as_the_plain_one():
     assert torch.equal(layer(x), plain(x))
     layer(x).sum().backward()
     assert plain.weight.grad is not None
+
+
+@pytest.mark.parametrize("outputs", [10, 128])
+def test_convolutions_of_small_maps(outputs):
+    """Maps cut from the rows of several levels, as a pixel decoder gives them."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(128, outputs, 3, padding=1)
+    layer = SteadyConv2d.of(plain)
+    assert layer.weight is plain.weight
+    for side in (1, 2, 3, 4, 5, 6, 8, 10, 16):
+        rows = torch.randn(1, side * side + 5, 128)
+        x = rows[:, : side * side].transpose(1, 2).reshape(1, 128, side, side)
+        ours = over_threads(lambda x=x: layer(x))
+        torch.testing.assert_close(ours, plain(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_small_convolution_trains_as_the_plain_one():
+    plain = nn.Conv2d(8, 3, 3, padding=1)
+    layer, x = SteadyConv2d.of(plain), torch.randn(2, 8, 4, 4)
+    assert torch.equal(layer(x), plain(x))
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 96, 80), (1, 128, 128, 128), (1, 32, 5, 7)])

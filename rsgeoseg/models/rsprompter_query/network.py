@@ -280,7 +280,8 @@ class RSPrompterQuery(nn.Module):
     ) -> Tensor:
         """Attention mask (B, Q, L): a query looks only where its coarse mask is, or everywhere if that is nowhere."""
         reduced = F.interpolate(scene.mask_feature, size=shape, mode="bilinear", align_corners=False)
-        logits = torch.einsum("bqc,bchw->bqhw", prediction.kernels.float(), reduced)
+        pairs = zip(prediction.kernels.float(), reduced, strict=True)
+        logits = torch.stack([draw_masks(kernels, feature) for kernels, feature in pairs])
         if prediction.ellipses is not None:
             assert centres is not None
             stride = 4 * scene.mask_feature.shape[-1] / shape[1]

@@ -21,6 +21,7 @@ from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
 from rsgeoseg.models.rsprompter_query.released import released_masks, released_pairs
 from rsgeoseg.nn.centres import strongest_peaks
 from rsgeoseg.nn.scored_masks import LOWEST_SCORE, scored_masks, whole_masks
+from rsgeoseg.nn.steady import STEADY_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,13 +50,7 @@ class QuerySegmenter(NetworkSegmenter[RSPrompterQuery]):
         if fit is not None:
             return self._released(chips, fit)
         scene = network.look(images_of(chips, encoder, self.device))
-        queries = network.start(scene, self._most(scene))
-        quiet = torch.zeros(queries.content.shape[:2], dtype=torch.bool, device=self.device)
-        if queries.centres is not None:
-            # a chip's objects must not depend on how many queries its neighbours in the batch want
-            quiet = queries.centres.scores < QUIET_CENTRE
-            itself = torch.eye(quiet.shape[1], dtype=torch.bool, device=self.device)
-            queries = replace(queries, apart=quiet.unsqueeze(1) & ~itself)
+        queries, quiet = self._queries(scene)
         last = network.decode(scene, queries)[-1]
         probability = last.class_logits.softmax(-1)[..., :-1] * ~quiet.unsqueeze(-1)
         image, query = torch.nonzero(probability.amax(-1) >= max(self.lowest, LOWEST_SCORE), as_tuple=True)
@@ -110,9 +105,18 @@ class QuerySegmenter(NetworkSegmenter[RSPrompterQuery]):
                 yield masks[row].cpu().numpy(), float(probability[pair] * qualities[row]), int(label[pair])
             first += len(logits)
 
-    def _most(self, scene: Scene) -> int | None:
-        """Largest number of centre queries that a chip of the batch can use; None where queries are learned."""
+    def _queries(self, scene: Scene) -> tuple[Queries, Tensor]:
+        """Make the queries of a batch, and tell which (B, Q) stand for nothing: no other query sees these.
+
+        A chip's objects must not depend on how many queries its neighbours in the batch want.
+        """
         if not scene.centre_logits:
-            return None
-        *_, scores = strongest_peaks(scene.centre_logits, MOST_QUERIES)
-        return max(int((scores.sigmoid() >= QUIET_CENTRE).sum(1).max()), 1)
+            queries = self.network.start(scene)
+            return queries, torch.zeros(queries.content.shape[:2], dtype=torch.bool, device=self.device)
+        level, row, column, scores = strongest_peaks(scene.centre_logits, MOST_QUERIES)
+        quiet = scores.sigmoid() < QUIET_CENTRE
+        count = max(int((~quiet).sum(1).max()), STEADY_ROWS)
+        level, row, column, quiet = (x[:, :count] for x in (level, row, column, quiet))
+        itself = torch.eye(quiet.shape[1], dtype=torch.bool, device=self.device)
+        queries = self.network.place_queries(scene, level, row, column)
+        return replace(queries, apart=quiet.unsqueeze(1) & ~itself), quiet
