@@ -180,17 +180,48 @@ def finished_run(output: Path, identity: dict[str, Any]) -> Delivered | None:
     """
     if not output.exists() or read_manifest(run_folder(output)) is not None:
         return None
-    record = read_record(output)
-    if record is None or "identity" not in record:
-        msg = f"cannot resume {output}: it has no run record, so what run made it is unknown; use --overwrite"
-        raise OutputError(msg)
-    different = differences(record["identity"], identity)
-    if different:
-        msg = f"cannot resume {output}: it is finished, but {in_words(different)}; use --overwrite for a new run"
-        raise OutputError(msg)
+    record = read_record(output) or {}
+    refuse_other(output, record, identity)
     clear_remains(output)
     logger.info("%s is finished: nothing to do", output)
     return Delivered(record, partial(load_frame, output))
+
+
+def refuse_other(output: Path, record: dict[str, Any], identity: dict[str, Any], scene: str | None = None) -> None:
+    """Refuse a finished output that another run made.
+
+    Args:
+        output: the file.
+        record: of the run that made it, or its part about one scene.
+        identity: of the run asked for.
+        scene: name of that scene, where there are several.
+
+    Raises:
+        OutputError: the message says what differs.
+    """
+    of = "" if scene is None else f"for {scene} "
+    if "identity" not in record:
+        msg = f"cannot resume {output}: no run record says what run made it; use --overwrite"
+        raise OutputError(msg)
+    different = differences(record["identity"], identity)
+    if different:
+        msg = f"cannot resume {output}: it is finished, but {of}{in_words(different)}; use --overwrite for a new run"
+        raise OutputError(msg)
+
+
+def refuse_holes(output: Path, record: dict[str, Any]) -> None:
+    """Refuse a finished output in which chips are missing.
+
+    Raises:
+        OutputError: the message says how many, and what can be done.
+    """
+    chips = record["chips"]
+    if chips["failed"]:
+        msg = (
+            f"{output} is finished, but {chips['failed']} of its {chips['total']} chips failed and are holes:"
+            " --overwrite runs it anew, --on-chip-error skip takes it as it is"
+        )
+        raise OutputError(msg)
 
 
 def _record(

@@ -43,7 +43,15 @@ def scenes_folder(output: Path) -> Path:
 
 
 def scene_names(scenes: Sequence[str]) -> list[str]:
-    """Return what the ``scene`` column says: file names, or what the user gave where two are alike."""
+    """Return what the ``scene`` column says: file names, or what the user gave where two are alike.
+
+    Raises:
+        UsageError: a scene is given twice.
+    """
+    twice = [scene for scene, count in Counter(scenes).items() if count > 1]
+    if twice:
+        msg = f"{without_secrets(twice[0])} is given twice: its objects would be in the result twice"
+        raise UsageError(msg)
     shown = [without_secrets(scene) for scene in scenes]
     names = [scene.rstrip("/").rpartition("/")[2] if "://" in scene else Path(scene).name for scene in shown]
     return shown if len(set(names)) < len(names) else names
@@ -59,18 +67,21 @@ def check_merged(output: Path, crs: Sequence[tuple[str, Any]], format_name: str 
         dst_crs: CRS of the output; None = that of the scenes.
 
     Raises:
-        UsageError: scenes in several CRSs without ``dst_crs``, or a format in pixels.
+        UsageError: scenes in several CRSs without ``dst_crs`` or in none, or a format in pixels.
     """
     entry = find_format(output, format_name)
     if entry.on_grid:
         msg = f"a {entry.title} is in pixels of one scene: give a vector format for several, or a folder"
         raise UsageError(msg)
-    if dst_crs is None:
-        (first, known), *others = crs
-        for name, found in others:
-            if found != known:
-                msg = f"{first} and {name} are in different CRSs: give --dst-crs to merge them"
-                raise UsageError(msg)
+    (first, known), *others = crs
+    nowhere = [name for name, found in crs if found is None]
+    if nowhere and (dst_crs is not None or len(nowhere) < len(crs)):
+        msg = f"{nowhere[0]} has no CRS: it cannot be merged with scenes that lie somewhere; run it alone"
+        raise UsageError(msg)
+    for name, found in others:
+        if found != known and dst_crs is None:
+            msg = f"{first} and {name} are in different CRSs: give --dst-crs to merge them"
+            raise UsageError(msg)
 
 
 def merge_outputs(

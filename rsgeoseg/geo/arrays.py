@@ -23,7 +23,7 @@ from rsgeoseg.geo.opening import MAX_BANDS, MAX_PIXELS
 from rsgeoseg.geo.windows import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
     from xarray import DataArray, Variable
 
@@ -117,11 +117,19 @@ class ArrayInfo:
             digest.update(tokenize(self.values.data).encode())
         else:
             self._hash_values(digest)
-        behind = {}
-        if self.source is not None and Path(self.source).is_file():
-            status = Path(self.source).stat()
-            behind = {"source_bytes": status.st_size, "source_mtime_ns": status.st_mtime_ns}
-        return {"bytes": int(self.values.nbytes), "sha256": digest.hexdigest(), **behind}
+        return {"bytes": int(self.values.nbytes), "sha256": digest.hexdigest(), **self._file_behind()}
+
+    def has_changed(self, since: Mapping[str, Any]) -> bool:
+        """Tell whether the file that lazy values come from is another one."""
+        behind = {} if is_in_memory(self.values) else self._file_behind()
+        return any(since.get(name) != value for name, value in behind.items())
+
+    def _file_behind(self) -> dict[str, int]:
+        """Return size and time of the file that it was loaded from, where xarray tells."""
+        if self.source is None or not Path(self.source).is_file():
+            return {}
+        status = Path(self.source).stat()
+        return {"source_bytes": status.st_size, "source_mtime_ns": status.st_mtime_ns}
 
     def _hash_values(self, digest: Any) -> None:
         """Take in all values, block by block."""

@@ -34,6 +34,7 @@ from rsgeoseg.geo.windows import Box
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -121,6 +122,13 @@ class RasterInfo:
             other = source.stat()
             digest.update(f"{source}\0{other.st_size}\0{other.st_mtime_ns}\n".encode())
         return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256_ends": digest.hexdigest()}
+
+    def has_changed(self, since: Mapping[str, Any]) -> bool:
+        """Tell whether the file, or one that a VRT reads, is another one or gone."""
+        try:
+            return self.fingerprint() != dict(since)
+        except OSError:
+            return True
 
     def reason(self, error: Exception) -> str:
         """Return GDAL's words in one line."""

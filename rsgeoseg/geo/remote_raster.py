@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ from rsgeoseg.geo.raster import Raster, RasterInfo, read_header
 from rsgeoseg.geo.source import Pixels, SourceInfo, resampling_factors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from rasterio.io import DatasetReader
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rsgeoseg.geo.windows import Box
 
 Answer = TypeVar("Answer")
+
+logger = logging.getLogger(__name__)
 
 FETCHED_SIDE = 1024
 """Pixels of a side that are fetched at once: twice what local scenes decode at once, since a request takes longer."""
@@ -68,6 +71,16 @@ class RemoteInfo(RasterInfo):
         """Return what the server said when the file was opened, and a hash of the file's ends."""
         return dict(self.identity)
 
+    def has_changed(self, since: Mapping[str, Any]) -> bool:
+        """Ask the server for the file's size, ETag and time once more; what does not answer has not changed."""
+        vsi.forget(self.path.vsi)
+        try:
+            with opening.gdal_env(**self.settings):
+                return _differs(_version(self.path), since)
+        except vsi.VsiError as error:
+            logger.debug("%s: %s", self.path, error)
+            return False
+
     def reason(self, error: Exception) -> str:
         """Return why the server did not give what was asked, in one line without secrets."""
         return remote.reason(self.path, error)
@@ -110,11 +123,9 @@ class RemoteRaster(Raster):
             raise RasterioIOError(remote.reason(self.info.path, error)) from None  # the error's own text has secrets
 
     def _open_file(self) -> DatasetReader:
-        then = self.info.identity
-        for name, value in _version(self.info.path).items():
-            if value is not None and then[name] is not None and value != then[name]:
-                msg = f"{self.info.path} has changed on the server since it was opened: run again"
-                raise SceneError(msg)
+        if _differs(_version(self.info.path), self.info.identity):
+            msg = f"{self.info.path} has changed on the server since it was opened: run again"
+            raise SceneError(msg)
         return rasterio.open(self.info.path.vsi, driver=self.info.driver)
 
 
@@ -192,6 +203,11 @@ def _range(file: RemoteFile, start: int, count: int) -> bytes:
         msg = "the connection was broken"
         raise vsi.VsiError(msg)
     return found
+
+
+def _differs(version: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
+    """Tell whether a server now says something else of a file; what it leaves out does not count."""
+    return any(None not in (value, then[name]) and value != then[name] for name, value in version.items())
 
 
 def _version(file: RemoteFile) -> dict[str, Any]:

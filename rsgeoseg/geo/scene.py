@@ -26,7 +26,7 @@ from rsgeoseg.geo.windows import Box
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from geopandas import GeoDataFrame, GeoSeries
@@ -250,6 +250,19 @@ class Scene:
     def fingerprint(self) -> dict[str, Any]:
         """Return JSON values that change when the scene does: for files size, time of change and a hash of the ends."""
         return self._info.fingerprint()
+
+    def refuse_if_changed(self, since: Mapping[str, Any]) -> None:
+        """Refuse a scene that was written anew while it was read: some chips would show the old one, some the new.
+
+        Args:
+            since: an earlier ``fingerprint``.
+
+        Raises:
+            SceneError: it has changed.
+        """
+        if self._info.has_changed(since):
+            msg = f"{self.location} changed while it was read: run again, with --overwrite where something was kept"
+            raise SceneError(msg)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values that describe the scene, for the run record and ``info``; reads no pixel."""

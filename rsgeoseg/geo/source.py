@@ -12,7 +12,7 @@ from rsgeoseg.geo import opening
 from rsgeoseg.geo.windows import Box
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -128,6 +128,9 @@ class SourceInfo(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return JSON values that change when the pixels or the grid do."""
+
+    def has_changed(self, since: Mapping[str, Any]) -> bool:
+        """Tell whether it is known to be another one than when this fingerprint was taken; reads no values."""
 
     def reason(self, error: Exception) -> str:
         """Return why reading failed, in one line."""

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from rsgeoseg.jobs.evaluating import EvaluateJob, evaluate, evaluate_clicks
     from rsgeoseg.jobs.loading import load_segmenter, pipeline_options
     from rsgeoseg.jobs.merged import run_merged
-    from rsgeoseg.jobs.running import check_job, exit_code, run, run_job, run_jobs
+    from rsgeoseg.jobs.running import check_jobs, exit_code, run, run_job, run_jobs
 
 _HOMES = {
     "rsgeoseg.engine.order": ("DEFAULT_MODEL", "RunJob", "RunOptions", "check_names"),
     "rsgeoseg.jobs.evaluating": ("EvaluateJob", "evaluate", "evaluate_clicks"),
     "rsgeoseg.jobs.loading": ("load_segmenter", "pipeline_options"),
     "rsgeoseg.jobs.merged": ("run_merged",),
-    "rsgeoseg.jobs.running": ("check_job", "exit_code", "run", "run_job", "run_jobs"),
+    "rsgeoseg.jobs.running": ("check_jobs", "exit_code", "run", "run_job", "run_jobs"),
 }
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "EvaluateJob",
     "RunJob",
     "RunOptions",
-    "check_job",
+    "check_jobs",
     "check_names",
     "evaluate",
     "evaluate_clicks",

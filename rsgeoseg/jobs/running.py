@@ -14,7 +14,7 @@ import numpy as np
 
 from rsgeoseg.engine.block_work import WorkOrder
 from rsgeoseg.engine.budget import MOST_ROWS, share_out, working_memory
-from rsgeoseg.engine.deliver import Delivered, Delivery, finished_run
+from rsgeoseg.engine.deliver import Delivered, Delivery, finished_run, read_record, refuse_holes
 from rsgeoseg.engine.identity import run_identity
 from rsgeoseg.engine.memory import resident_memory
 from rsgeoseg.engine.order import DEFAULT_MODEL, RunJob, RunOptions, check_names
@@ -22,7 +22,8 @@ from rsgeoseg.engine.parts import FrameParts
 from rsgeoseg.engine.pipeline import at_threshold, segment_scene
 from rsgeoseg.engine.run_folder import RunFolder
 from rsgeoseg.engine.tuning import sample_chips
-from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, UsageError
+from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, OutputError, UsageError
+from rsgeoseg.geo.inputs import input_files, refuse_replacing
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.writers import check_output
 from rsgeoseg.jobs.crew import Crew
@@ -120,8 +121,10 @@ def run_job(
         RsGeoSegError: as ``run``.
     """
     if scene is None:
-        check_scene(job)
-    check_job_output(job)
+        check_jobs([job])
+    else:
+        behind = None if isinstance(scene, Scene) else scene.encoding.get("source")
+        check_outputs([job if behind is None else replace(job, scene=str(behind))])
     with Crew(segmenter) as crew, _finished(job, crew, on_event=on_event, cancel=cancel, scene=scene) as done:
         return done.frame()
 
@@ -147,7 +150,7 @@ def write_job(
     Raises:
         RsGeoSegError: as ``run``.
     """
-    check_job(job)
+    check_jobs([job])
     with Crew(segmenter) as crew, _finished(job, crew, on_event=on_event, cancel=cancel) as done:
         return done.record
 
@@ -165,13 +168,24 @@ def run_jobs(
     Raises:
         RsGeoSegError: as ``run``; results that were yielded stay.
     """
-    for job in jobs:
-        check_job(job)
+    check_jobs(jobs)
     with Crew() as crew:
         for job in jobs:
             with _finished(job, crew, on_event=on_event, cancel=cancel) as done:
                 record = done.record
             yield job, record
+
+
+def identities(jobs: Sequence[RunJob]) -> Iterator[dict[str, Any]]:
+    """Yield what decides the result of each job (``engine.identity``), with one model for all.
+
+    Raises:
+        RsGeoSegError: as ``run``.
+    """
+    with Crew() as crew:
+        for job in (replace(job, workers=None, scheduler=None, max_memory=None) for job in jobs):
+            with network(job), _opened(job, crew.segmenter(job).spec, None) as source:
+                yield _Work(job, source, crew, _ignore, None).identity
 
 
 @contextmanager
@@ -247,10 +261,13 @@ class _Work:
         job, spec = self.job, self.model.spec
         earlier = finished_run(Path(job.output), self.identity) if job.resume and job.output is not None else None
         if earlier is not None:
+            if job.on_chip_error == "raise":
+                refuse_holes(Path(str(job.output)), earlier.record)
             yield earlier
             return
         with _parts(job, self.drawing, self.identity) as parts:
             result = self._segment(parts)
+            self.source.refuse_if_changed(self.identity["scene"]["fingerprint"])
             about = {
                 "job": asdict(job) | {"scene": self.source.location},  # without its secrets
                 "identity": self.identity,
@@ -329,40 +346,46 @@ def _parts(job: RunJob, drawing: Drawing, identity: dict[str, Any]) -> Iterator[
         yield folder
 
 
-def check_job(job: RunJob) -> None:
-    """Refuse a scene that is missing and an output that could not be written, before a model is loaded.
+def check_jobs(jobs: Sequence[RunJob]) -> None:
+    """Refuse scenes that cannot be opened and outputs that could not be written, before a model is loaded.
 
     Raises:
-        SceneError: there is no such file.
-        OutputError: it exists, its folder is missing or read-only, or no format goes with its name.
+        SceneError, UsageError: as ``Scene.open``.
+        OutputError: as ``check_outputs``.
     """
-    check_scene(job)
-    check_job_output(job)
+    for job in jobs:
+        if len(jobs) > 1 or not Path(job.scene).exists():  # a single one is opened soon
+            count = 1 if job.bands is None else len(job.bands)  # the model, which knows, is not there yet
+            with network(job):
+                Scene.open(
+                    job.scene, bands=job.bands, gsd=job.gsd, aoi=job.aoi, bbox=job.bbox, band_count=count
+                ).close()
+    check_outputs(jobs)
 
 
-def check_scene(job: RunJob) -> None:
-    """Refuse a scene that is missing.
+def check_outputs(jobs: Sequence[RunJob]) -> None:
+    """Refuse outputs that could not be written.
 
     Raises:
-        SceneError: there is no such file.
+        OutputError: one exists, its folder is missing or read-only, no format goes with its name, or it is a file that
+            one of the jobs reads.
     """
-    if not Path(job.scene).exists():
-        with network(job):
-            Scene.open(job.scene).close()  # says what is wrong with it
-
-
-def check_job_output(job: RunJob) -> None:
-    """Refuse an output that could not be written.
-
-    Raises:
-        OutputError: it exists, its folder is missing or read-only, or no format goes with its name.
-    """
-    if job.output is not None:
-        check_output(Path(job.output), overwrite=job.overwrite or job.resume, format=job.format)
+    outputs = [Path(job.output) for job in jobs if job.output is not None]
+    refuse_replacing(outputs, (path for job in jobs for path in input_files(job.scene, job.aoi)))
+    for job in jobs:
+        if job.output is None:
+            continue
+        output = Path(job.output)
+        if output.exists() and read_record(output) is not None and not (job.overwrite or job.resume):
+            msg = f"{output} exists; choose another name, use --overwrite, or --resume if it comes from this same run"
+            raise OutputError(msg)
+        check_output(output, overwrite=job.overwrite or job.resume, format=job.format)
 
 
 def exit_code(record: dict[str, Any]) -> int:
-    """Return the process exit code for a finished run: 6 where chips failed and none succeeded, else 0."""
+    """Return the process exit code for a finished run: 6 where a scene's chips failed and none succeeded, else 0."""
+    if "scenes" in record:  # a merged run
+        return max(exit_code(each["record"]) for each in record["scenes"])
     chips = record["chips"]
     return FAILED_CHIPS_EXIT_CODE if chips["failed"] and not chips["done"] else 0
 

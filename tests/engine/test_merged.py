@@ -42,10 +42,58 @@ def test_objects_of_all_scenes_with_their_names(tmp_path, scenes):
         jobs.run_merged(job(tmp_path, scenes, resume=True), scenes[:1])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"simplify": 1.0}, "for s1.tif drawing.simplify: 0.0 then, 1.0 now"), ({"classes": "ship"}, "options.classes"),
+     ({"dst_crs": "EPSG:4326"}, "drawing.dst_crs"), ({"model": "rsprompter-anchor"}, "model.name")],
+)  # fmt: skip
+def test_a_finished_merge_of_another_run_is_not_resumed(tmp_path, scenes, options, message):
+    jobs.run_merged(job(tmp_path, scenes), scenes)
+    with pytest.raises(OutputError, match=message):
+        jobs.run_merged(job(tmp_path, scenes, resume=True, **options), scenes)
+
+
+def test_a_finished_merge_of_a_scene_that_was_another_is_not_resumed(tmp_path, scenes):
+    jobs.run_merged(job(tmp_path, scenes), scenes)
+    (tmp_path / "s2.tif").unlink()
+    generate_scene(tmp_path / "s2.tif", height=300, width=300, seed=3, density=60)
+    with pytest.raises(OutputError, match=r"for s2.tif scene.fingerprint"):
+        jobs.run_merged(job(tmp_path, scenes, resume=True), scenes)
+
+
+def test_an_unfinished_merge_is_resumed_with_the_same_scenes_only(tmp_path, scenes, monkeypatch):
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rsgeoseg.jobs.merged.merge_outputs", dies)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.run_merged(job(tmp_path, scenes), scenes)
+    with pytest.raises(OutputError, match=r"it is a run of s1.tif, s2.tif; use --overwrite"):
+        jobs.run_merged(job(tmp_path, scenes, resume=True), scenes[:1])
+    record = jobs.run_merged(job(tmp_path, scenes, resume=True), scenes)
+    assert len(load_frame(tmp_path / "all.gpkg")) == record["objects"]["total"] > 0
+    assert not (tmp_path / "all.gpkg.scenes").exists()
+
+
+def test_a_merge_is_as_bad_as_its_worst_scene():
+    good = {"chips": {"done": 3, "failed": 0, "total": 3}}
+    bad = {"chips": {"done": 0, "failed": 3, "total": 3}}
+    whole = {"chips": {"done": 3, "failed": 3, "total": 6}}
+    assert jobs.exit_code({**whole, "scenes": [{"record": good}, {"record": bad}]}) == 6
+    assert jobs.exit_code({**whole, "scenes": [{"record": good}, {"record": good}]}) == 0
+
+
 def test_what_cannot_be_merged_is_refused_first(tmp_path, scenes):
     other = str(write_raster(tmp_path / "other.tif", np.ones((3, 80, 80), np.uint8), crs="EPSG:3857"))
     with pytest.raises(UsageError, match="different CRSs: give --dst-crs"):
         jobs.run_merged(job(tmp_path, scenes), [scenes[0], other])
+    nowhere = str(write_raster(tmp_path / "nowhere.tif", np.ones((3, 80, 80), np.uint8), crs=None))
+    for options in ({}, {"dst_crs": "EPSG:4326"}):
+        with pytest.raises(UsageError, match=r"nowhere.tif has no CRS: it cannot be merged"):
+            jobs.run_merged(job(tmp_path, scenes, **options), [scenes[0], nowhere])
+    with pytest.raises(UsageError, match=r"s1.tif is given twice"):
+        jobs.run_merged(job(tmp_path, scenes), [scenes[0], scenes[0]])
     with pytest.raises(UsageError, match="pixels of one scene"):
         jobs.run_merged(RunJob(scene=scenes[0], output=str(tmp_path / "all.tif")), scenes)
     assert not (tmp_path / "all.gpkg.scenes").exists()

@@ -1,0 +1,49 @@
+"""Files that a run reads: none of them may be replaced by its output, whatever was said of overwriting."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rsgeoseg.errors import OutputError, SceneError
+from rsgeoseg.geo.vrt import vrt_sources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+def input_files(scene: str, aoi: str | None = None) -> Iterator[Path]:
+    """Yield the files of this machine behind a scene and an area of interest.
+
+    Args:
+        scene: path or URL of a raster; with a VRT go the files that it reads, nested or not.
+        aoi: path of a vector file.
+    """
+    for name in (scene, aoi):
+        if name is not None and Path(name).exists():
+            yield Path(name)
+    if Path(scene).suffix.lower() == ".vrt":
+        with suppress(SceneError, OSError):  # opening the scene says what is wrong with it
+            yield from (source.path for source in vrt_sources(Path(scene).absolute()))
+
+
+def refuse_replacing(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse outputs that are inputs, also by way of links and other spellings of the name.
+
+    Raises:
+        OutputError: the message names both.
+    """
+    there = {_identity(output): output for output in outputs if output.exists()}
+    if not there:
+        return
+    for each in inputs:
+        output = there.get(_identity(each))
+        if output is not None:
+            msg = f"cannot write {output}: this run reads it, as {each}; choose another name"
+            raise OutputError(msg)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
