@@ -28,10 +28,41 @@ def is_in_memory(values: Variable) -> bool:
     return values.chunks is None and bool(values._in_memory)  # noqa: SLF001  (xarray has no public word for it)
 
 
-def pixel_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def stored_as(values: Variable) -> dict[str, Any]:
+    """Return the encoding's integer dtype, and its fill value, of floats that are nothing but decoded integers.
+
+    xarray makes floats of integers that are stored with a fill value or a scale, be it a scale of 1, as rioxarray
+    writes it. Such an array is the same scene as the file its integers came from. Empty for all others.
+    """
+    stored, encoding = np.dtype(values.encoding.get("dtype", values.dtype)), values.encoding
+    if values.dtype.kind != "f" or stored.kind not in "iu" or "missing_value" in encoding:
+        return {}
+    if encoding.get("scale_factor", 1) != 1 or encoding.get("add_offset", 0) != 0:
+        return {}
+    return {name: encoding[name] for name in ("dtype", "_FillValue") if encoding.get(name) is not None}
+
+
+def as_stored(values: NDArray[Any], dtype: np.dtype[Any], fill: float | None) -> NDArray[Any]:
+    """Return decoded integers as what they were, NaN as the fill value.
+
+    Raises:
+        ValueError: they are no such integers any more.
+    """
+    filled = values if fill is None else np.where(np.isnan(values), fill, values)
+    with np.errstate(invalid="ignore"):
+        whole = filled.astype(dtype)
+    if not np.array_equal(whole, filled):
+        msg = f"its values are not the {dtype} that its encoding tells of: forget that with data.drop_encoding()"
+        raise ValueError(msg)
+    return whole
+
+
+def pixel_dtype(values: Variable) -> np.dtype[Any]:
     """Return the dtype that pixels of an array have: one that raster files know, and in this machine's byte order."""
+    dtype = np.dtype(stored_as(values).get("dtype", values.dtype))
     other = {np.dtype(np.bool_): np.uint8, np.dtype(np.float16): np.float32, np.dtype(np.longdouble): np.float64}
-    return np.dtype(other.get(dtype, dtype)).newbyteorder("=")
+    found: np.dtype[Any] = np.dtype(other.get(dtype, dtype)).newbyteorder("=")
+    return found
 
 
 def block_edges(values: Variable) -> tuple[list[int], list[int]] | None:
@@ -73,7 +104,8 @@ class ArrayValues:
 
     def __init__(self, values: Variable, indexes: Sequence[int]) -> None:
         self._values, self._indexes = values, list(indexes)
-        self.dtype = pixel_dtype(values.dtype)
+        self.dtype = pixel_dtype(values)
+        self._stored = stored_as(values)
         self.edges = block_edges(values)
         self._lock = threading.Lock()
         self._graph: tuple[Any, Any] | None = None
@@ -94,7 +126,7 @@ class ArrayValues:
         try:
             if self._values.chunks is None or self._elsewhere:
                 part = self._values[self._indexes, *box.as_slices()]
-                image[...] = part.data.compute() if self._elsewhere else part.values
+                image[...] = self._pixels(part.data.compute() if self._elsewhere else part.values)
             else:
                 self._compute(box, image)
         except MemoryError:
@@ -173,7 +205,12 @@ class ArrayValues:
             there = both.shifted(-block.x0, -block.y0).as_slices()
             for place, index in enumerate(self._indexes):
                 if first_band[band] <= index < first_band[band + 1]:
-                    image[place, *here] = values[index - first_band[band], *there]
+                    image[place, *here] = self._pixels(values[index - first_band[band], *there])
+
+    def _pixels(self, values: NDArray[Any]) -> NDArray[Any]:
+        if not self._stored:
+            return values
+        return as_stored(values, self.dtype, self._stored.get("_FillValue"))
 
     def _low_level_graph(self) -> tuple[Any, Any]:
         """Return the optimised tasks by key, and the keys of the chunks by band, row and column."""

@@ -18,7 +18,15 @@ from rioxarray.exceptions import RioXarrayError
 from rsgeoseg.errors import SceneError
 from rsgeoseg.geo.array_georef import read_array_grid, spatial_dims
 from rsgeoseg.geo.array_reader import ArrayReader
-from rsgeoseg.geo.array_values import ArrayValues, block_edges, even_block, is_in_memory, pixel_dtype
+from rsgeoseg.geo.array_values import (
+    ArrayValues,
+    as_stored,
+    block_edges,
+    even_block,
+    is_in_memory,
+    pixel_dtype,
+    stored_as,
+)
 from rsgeoseg.geo.opening import MAX_BANDS, MAX_PIXELS
 from rsgeoseg.geo.windows import Box
 
@@ -171,7 +179,7 @@ def inspect_array(source: DataArray) -> ArrayInfo:
         values=values,
         name=name,
         grid=read_array_grid(source, (y_dim, x_dim), what),
-        nodata=(_nodata(source),) * values.shape[0],
+        nodata=(_nodata(source, values),) * values.shape[0],
         band_names=_band_names(source, band_dim, values.shape[0]),
         source=source.encoding.get("source"),
     )
@@ -225,15 +233,25 @@ def _values(source: DataArray, order: tuple[Hashable | None, Hashable, Hashable]
             " select a part"
         )
         raise SceneError(msg)
-    stored = values.encoding.get("preferred_chunks")
+    chunks, integers = values.encoding.get("preferred_chunks"), stored_as(values)
     values.attrs = {}
-    values.encoding = {} if stored is None else {"preferred_chunks": stored}
-    return values
+    values.encoding = {**integers, **({} if chunks is None else {"preferred_chunks": chunks})}
+    return _whole(values) if integers and is_in_memory(values) else values
 
 
-def _nodata(source: DataArray) -> float | None:
-    """The value that stands for no data; None where none can: masked values are NaN by now."""
-    dtype = pixel_dtype(source.dtype)
+def _whole(values: Variable) -> Variable:
+    """Return decoded integers in memory as integers; what was computed from them since as it is."""
+    try:
+        whole = as_stored(values.values, pixel_dtype(values), values.encoding.get("_FillValue"))
+    except ValueError:
+        values.encoding = {}
+        return values
+    return values.copy(deep=False, data=whole)
+
+
+def _nodata(source: DataArray, values: Variable) -> float | None:
+    """The value that stands for no data; None where none can: values that stay masked are NaN by now."""
+    dtype = pixel_dtype(values)
     encoded = source.encoding.get("_FillValue")
     try:
         value = encoded if encoded is not None and dtype.kind != "f" else source.rio.nodata

@@ -241,6 +241,49 @@ def test_what_rioxarray_opens_is_the_file(tmp_path, how):
         assert not scene.read(whole(file)).valid.all()
 
 
+@pytest.mark.parametrize("how", ["dask", "lazy", "memory", "masked"])
+@pytest.mark.parametrize("nodata", [None, 0, 77])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_file_that_went_through_zarr_is_the_same_scene(tmp_path, how, nodata, dtype):
+    """rioxarray writes a scale of 1, and xarray makes floats of what has a scale or a fill value."""
+    values = pixels(dtype)
+    if nodata is not None:
+        values[:, 10:30, 20:50] = nodata
+    path = write_raster(tmp_path / "a.tif", values, nodata=nodata)
+    if how == "masked":
+        data = rioxarray.open_rasterio(path, masked=True, chunks={"x": 40, "y": 32})
+    else:
+        rioxarray.open_rasterio(path, chunks={"x": 40, "y": 32}).rename("rgb").to_zarr(tmp_path / "a.zarr")
+        data = xr.open_zarr(tmp_path / "a.zarr", decode_coords="all", chunks=None if how == "lazy" else {})["rgb"]
+        if how == "memory":
+            data = data.load()
+        assert data.dtype.kind == "f"  # or there would be nothing to test
+    with Scene.open(path) as file, Scene.open(data) as scene:
+        assert scene.dtype == file.dtype == dtype
+        assert scene.nodata == file.nodata
+        assert scene.stretch == file.stretch
+        for box in (Box(0, 0, 90, 70), Box(30, 20, 60, 60)):
+            one, other = file.read(box), scene.read(box)
+            assert np.array_equal(one.image, other.image)
+            assert np.array_equal(one.valid, other.valid)
+
+
+def test_what_was_computed_from_decoded_values_is_taken_as_it_is(tmp_path):
+    path = write_raster(tmp_path / "a.tif", pixels())
+    rioxarray.open_rasterio(path).rename("rgb").to_zarr(tmp_path / "a.zarr")
+    data = xr.open_zarr(tmp_path / "a.zarr", decode_coords="all")["rgb"]
+    halves = data.copy(data=data.data / 2)  # its encoding stays
+    with Scene.open(halves.compute()) as scene, Scene.open(halves.drop_encoding()) as lazy:
+        assert scene.dtype == lazy.dtype == "float64"
+        assert np.array_equal(scene.read(Box(0, 0, 90, 70)).image, lazy.read(Box(0, 0, 90, 70)).image)
+    with Scene.open(halves) as scene, pytest.raises(SceneError, match=r"forget that with data\.drop_encoding\(\)"):
+        scene.read(Box(0, 0, 90, 70))
+    scaled = data.copy()
+    scaled.encoding["scale_factor"] = 0.5
+    with Scene.open(scaled) as scene:
+        assert scene.dtype == "float64"
+
+
 def test_zarr_with_and_without_dask(tmp_path):
     values = pixels("float32")
     values[:, 3:9, 3:9] = np.nan
