@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,17 +106,25 @@ def plan_outputs(scenes: Sequence[str], output: str | None, extension: str = ".g
             " --merge"
         )
         raise UsageError(msg)
-    outputs = [Path(template.replace("{stem}", _stem(scene))) for scene in scenes]
-    twice = [str(path) for path in outputs if outputs.count(path) > 1]
+    outputs = [Path(template.replace("{stem}", stem)) for stem in _stems(scenes)]
+    twice = [str(path) for path, count in Counter(outputs).items() if count > 1]
     if twice:
         msg = f"two scenes would both be written to {twice[0]}: run them one by one, each with its own --output"
         raise UsageError(msg)
     return outputs
 
 
-def _stem(scene: str) -> str:
-    """Name of a path or address without folders, extension and query."""
-    return Path(scene.partition("?")[0] if "://" in scene else scene).stem
+def _stems(scenes: Sequence[str]) -> list[str]:
+    """Name scenes without extension and query; with folders before the name, as few as tell them apart."""
+    paths = [Path(scene.partition("?")[0].partition("://")[2] if "://" in scene else scene) for scene in scenes]
+    parts = [[*(part for part in path.parent.parts if part not in (path.anchor, "..")), path.stem] for path in paths]
+    stems = [each[-1] for each in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        alike = {stem for stem, count in Counter(stems).items() if count > 1}
+        if not alike:
+            break
+        stems = ["_".join(each[-depth:]) if stem in alike else stem for stem, each in zip(stems, parts, strict=True)]
+    return stems
 
 
 def _extension(format_name: str | None) -> str:

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 15.0
 _START_SECONDS = 60.0
 """How long a worker may take to come up in the place of one that died."""
+_PER_CORE = 16
+"""Processes per core at most."""
 _TRIES = 3
 """Times that workers are asked for something while some die."""
 _DEATHS = 1
@@ -72,8 +74,12 @@ def local_cluster(workers: int) -> Iterator[Client]:
         A client; the processes and their files end with the block.
 
     Raises:
+        UsageError: many more processes than cores.
         ClusterError: the processes do not start.
     """
+    if workers > _PER_CORE * CPU_COUNT:
+        msg = f"{workers} workers are too many for {CPU_COUNT} cores: more than one per core only takes memory"
+        raise UsageError(msg)
     # Without Dask's own MALLOC_TRIM_THRESHOLD_: memory that is given back chip by chip makes a quick model three times
     # slower.
     environment = dict.fromkeys(_THREADS, str(max(1, CPU_COUNT // workers)))

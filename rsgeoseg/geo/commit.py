@@ -35,6 +35,9 @@ _STEM = 60
 _LEAST_FREE = 64 * 1024
 """Bytes that must be free before the work starts: room for the smallest result and its record."""
 
+_HARDLY_FREE = 1 << 20
+"""Where a write failed with less than so many bytes free, the disk is full."""
+
 
 @contextmanager
 def staged(
@@ -199,7 +202,7 @@ def _explain(error: BaseException, final: Path, need: int) -> str:
     except OSError:
         free = None
     full = number in _FULL or any(sign in text.lower() for sign in _FULL_TEXTS)
-    if full or (free is not None and free < max(need, _LEAST_FREE)):
+    if full or (free is not None and free < max(need, _HARDLY_FREE)):  # not all of GDAL's drivers say why
         return _full_message(final, need, free)
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"cannot write {final}: the folder {final.parent} is not writable; choose another"

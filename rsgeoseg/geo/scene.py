@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -25,7 +26,6 @@ from rsgeoseg.geo.tiles import Tile, TileCache, cache_layout
 from rsgeoseg.geo.windows import Box
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -437,15 +437,31 @@ def inspect_source(source: str | os.PathLike[str] | DataArray | SourceInfo) -> S
     """
     if isinstance(source, SourceInfo):  # checked before, as a pickled scene brings it
         return source
-    kind = type(source).__module__.partition(".")[0]
-    if kind == "xarray":
-        if type(source).__name__ != "DataArray":
-            kind = type(source).__name__
-            msg = f'an xarray {kind} is no scene: pick a variable, data["NAME"], or data.to_array("band")'
-            raise SceneError(msg)
+    refuse_kind(source)
+    if not isinstance(source, str | os.PathLike):
         from rsgeoseg.geo.arrays import inspect_array  # noqa: PLC0415  (xarray takes a second to import)
 
-        return inspect_array(source)  # type: ignore[arg-type]
+        return inspect_array(source)
     if is_remote(source):
         return inspect_remote(source)
     return inspect_raster(source)
+
+
+def refuse_kind(source: object) -> None:
+    """Refuse what no scene can be made of, by its type.
+
+    Raises:
+        SceneError: the message says what to give.
+    """
+    kind = type(source).__name__
+    if isinstance(source, str | os.PathLike):
+        return
+    if type(source).__module__.partition(".")[0] != "xarray":
+        msg = (
+            f"a {kind} is no scene: give a path, an address, an xarray DataArray (of an array:"
+            ' xarray.DataArray(values, dims=("band", "y", "x"))), or an open Scene'
+        )
+        raise SceneError(msg)
+    if kind != "DataArray":
+        msg = f'an xarray {kind} is no scene: pick a variable, data["NAME"], or data.to_array("band")'
+        raise SceneError(msg)

@@ -73,6 +73,20 @@ def item_assets(source: str | os.PathLike[str] | Mapping[str, Any], asset: str |
     return scenes
 
 
+def only_scene(source: str | os.PathLike[str] | Mapping[str, Any], asset: str | None = None) -> str:
+    """Return where the one scene of a STAC item is, as ``item_assets`` chooses it.
+
+    Raises:
+        SceneError: as ``item_assets``.
+        UsageError: as ``item_assets``, or there are several.
+    """
+    scenes = item_assets(source, asset)
+    if len(scenes) > 1:
+        msg = f"{len(scenes)} scenes are meant: run them one by one, see rsgeoseg.geo.stac.item_assets"
+        raise UsageError(msg)
+    return scenes[0]
+
+
 def _items(content: Any, what: str) -> Iterator[dict[str, Any]]:
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "FeatureCollection" and isinstance(content.get("features"), list):
@@ -163,6 +177,8 @@ def _resolve(href: str, base: str | None, what: str) -> str:
         scheme, _, rest = place.partition("://")
         # urljoin knows the rules of http only; they are the same for object stores.
         return f"{scheme}://" + urljoin(f"http://{rest}", href).partition("://")[2]
+    if href.startswith("file://"):
+        return request.url2pathname(urlsplit(href).path)
     if "://" in href or href.startswith("/vsi"):
         msg = f"{what} names {remote.without_secrets(href)}, which is opened neither as a file nor from a server"
         raise SceneError(msg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -24,7 +24,8 @@ from rsgeoseg.engine.run_folder import RunFolder
 from rsgeoseg.engine.tuning import sample_chips
 from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, OutputError, UsageError
 from rsgeoseg.geo.inputs import input_files, refuse_replacing
-from rsgeoseg.geo.scene import Scene
+from rsgeoseg.geo.scene import Scene, refuse_kind
+from rsgeoseg.geo.stac import is_item, only_scene
 from rsgeoseg.geo.writers import check_output
 from rsgeoseg.jobs.crew import Crew
 from rsgeoseg.jobs.loading import (
@@ -34,10 +35,11 @@ from rsgeoseg.jobs.loading import (
     tuned,
     warn_of_ground,
 )
+from rsgeoseg.network import offline as without_network
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from geopandas import GeoDataFrame
     from xarray import DataArray
@@ -51,10 +53,11 @@ if TYPE_CHECKING:
 
 
 def run(
-    scene: str | os.PathLike[str] | Scene | DataArray,
+    scene: str | os.PathLike[str] | Mapping[str, Any] | Scene | DataArray,
     model: str | Segmenter = DEFAULT_MODEL,
     output: str | os.PathLike[str] | None = None,
     *,
+    asset: str | None = None,
     progress: Callable[[Event], None] | None = None,
     cancel: threading.Event | None = None,
     **options: Unpack[RunOptions],
@@ -62,10 +65,11 @@ def run(
     """Turn a georeferenced raster into object polygons.
 
     Args:
-        scene: path or URL of a raster, an xarray ``DataArray``, or an open ``Scene`` (then its own bands, stretch,
-            gsd, aoi and bbox hold).
+        scene: path or URL of a raster or of a STAC item, an item's JSON as a dict, an xarray ``DataArray``, or an open
+            ``Scene`` (then its own bands, stretch, gsd, aoi and bbox hold).
         model: registry name, or anything that satisfies ``rsgeoseg.contract.Segmenter``.
         output: file to write beside returning the result; its extension chooses the format.
+        asset: name of the STAC item's raster, where it has several.
         progress: told of every event (``rsgeoseg.engine.events``).
         cancel: set it from another thread to stop.
         options: as on the command line with underscores; see ``RunJob``.
@@ -77,10 +81,18 @@ def run(
         UsageError, SceneError, ModelError, OutputError, JobCancelled: one line saying what, where and what to do.
     """
     check_names(dict(options))
+    if is_item(scene):
+        with without_network() if options.get("offline") else nullcontext():
+            scene = only_scene(scene, asset)  # type: ignore[arg-type]
+    elif asset is not None:
+        msg = "asset names a raster of a STAC item: the scene is none"
+        raise UsageError(msg)
     opened = scene if isinstance(scene, Scene) else None
     if opened is not None:
         _check_open_scene(options)
     array = opened is None and not isinstance(scene, str | os.PathLike)
+    if array:
+        refuse_kind(scene)
     job = RunJob(
         scene=opened.location if opened is not None else "DataArray" if array else os.fspath(scene),  # type: ignore[arg-type]
         model=model if isinstance(model, str) else model.spec.name,
@@ -123,7 +135,7 @@ def run_job(
     if scene is None:
         check_jobs([job])
     else:
-        behind = None if isinstance(scene, Scene) else scene.encoding.get("source")
+        behind = getattr(scene, "encoding", {}).get("source")  # of an array
         check_outputs([job if behind is None else replace(job, scene=str(behind))])
     with Crew(segmenter) as crew, _finished(job, crew, on_event=on_event, cancel=cancel, scene=scene) as done:
         return done.frame()

@@ -196,7 +196,20 @@ def test_output_names():
     assert plan_outputs(["a/x.tif"], "new/", ".fgb") == [Path("new/x.fgb")]
     assert plan_outputs(["x.tif", "y.tif"], "r_{stem}.gpkg") == [Path("r_x.gpkg"), Path("r_y.gpkg")]
     with pytest.raises(UsageError, match="two scenes would both be written"):
-        plan_outputs(["a/x.tif", "b/x.tif"], None)
+        plan_outputs(["a/x.tif", "a/x.jp2"], None)
+
+
+def test_scenes_of_one_name_are_told_apart_by_their_folders():
+    def names(*scenes):
+        return [path.as_posix() for path in plan_outputs(scenes, "out/")]
+
+    assert names("a/x.tif", "b/x.tif", "a/y.tif") == ["out/a_x.gpkg", "out/b_x.gpkg", "out/y.gpkg"]
+    assert names("/a/1/x.tif", "/b/1/x.tif") == ["out/a_1_x.gpkg", "out/b_1_x.gpkg"]
+    web = ("https://host/S2_A/TCI.tif?key=1", "https://host/S2_B/TCI.tif?key=2")
+    assert names(*web) == ["out/S2_A_TCI.gpkg", "out/S2_B_TCI.gpkg"]
+    for scenes in (("x.tif", "../x.tif"), ("a/x.tif", "b/x.tif", "a_x.tif")):
+        with pytest.raises(UsageError, match="two scenes would both be written"):
+            names(*scenes)
 
 
 def test_nothing_is_printed_twice_and_no_handler_piles_up(cli, ids_scene):

@@ -265,6 +265,11 @@ def test_interrupted_runs_leave_no_process(scene, tmp_path, how, after):
         assert not list((tmp_path / "tmp").iterdir())
 
 
+def test_absurdly_many_workers_are_refused(scene):
+    with pytest.raises(UsageError, match="1000000 workers are too many for"):
+        run(scene, workers=1_000_000)
+
+
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(connect.tempfile, "tempdir", str(tmp_path))
     names = ("rsgeoseg-dask-left", "rsgeoseg-dask-busy", "rsgeoseg-dask-new", "rsgeoseg-mine")

@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 from range_server import serving
+from rasters import write_raster
 from scene_files import noise, write
 
+import rsgeoseg
 from rsgeoseg.errors import SceneError, UsageError
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.geo.stac import ALL, is_item, item_assets
 from rsgeoseg.geo.windows import Box
+from rsgeoseg.testing.oracle import OracleSegmenter, encode_ids, oracle_spec
 
 
 def asset(href, *roles, **more):
@@ -200,3 +203,30 @@ def test_what_cannot_be_had(tmp_path, monkeypatch):
 @pytest.mark.parametrize("source", ["a.tif", "https://h/a.tif?x=a.json", 3, None])
 def test_what_is_not_taken_for_an_item(source):
     assert not is_item(source)
+
+
+def test_a_run_takes_an_item_as_a_file_and_as_a_dict(tmp_path):
+    path = write_raster(tmp_path / "a.tif", encode_ids(np.ones((80, 80), np.int32)))
+    model = OracleSegmenter(spec=oracle_spec(["a"], chip_size=64, overlap=16))
+    wanted = len(rsgeoseg.run(path, model, stretch="none"))
+    assert wanted == 1
+    relative = saved(tmp_path / "item.json", item({"rgb": asset("a.tif"), "other": asset("b.tif", "data")}))
+    assert len(rsgeoseg.run(relative, model, stretch="none", asset="rgb")) == wanted
+    assert len(rsgeoseg.run(str(relative), model, stretch="none", asset="rgb")) == wanted
+    named = item({"rgb": asset(path.as_uri())})
+    assert len(rsgeoseg.run(named, model, stretch="none")) == wanted
+    with pytest.raises(UsageError, match="2 scenes are meant: run them one by one"):
+        rsgeoseg.run(relative, model, asset="*")
+    with pytest.raises(UsageError, match="the scene is none"):
+        rsgeoseg.run(path, model, asset="rgb")
+
+
+def test_an_item_on_a_server_cannot_name_files_of_this_machine():
+    base = item({"rgb": asset("file:///etc/a.tif")}, links=[{"rel": "self", "href": "https://h/item.json"}])
+    refused(base, "is no address on a server")
+
+
+@pytest.mark.parametrize("thing", [None, 3, [1, 2], np.zeros((3, 8, 8))])
+def test_what_is_no_scene_is_said(thing):
+    with pytest.raises(SceneError, match="is no scene: give a path, an address, an xarray DataArray"):
+        rsgeoseg.run(thing)
