@@ -38,10 +38,12 @@ def preview(
     """Draw a result over its scene, as PNG or HTML."""
     common.set_up(verbose=verbose, quiet=quiet)
     from rsgeoseg.engine.options import parse_numbers
+    from rsgeoseg.geo.inputs import input_files, refuse_replacing
     from rsgeoseg.geo.preview import check_preview_path, make_preview, write_preview
     from rsgeoseg.geo.scene import Scene
     from rsgeoseg.geo.vectors import load_frame
 
+    refuse_replacing([output], input_files(scene))
     check_preview_path(output, overwrite=overwrite)
     frame = load_frame(result)
     if "score" in frame:

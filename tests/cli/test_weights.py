@@ -246,6 +246,7 @@ def test_convert_refuses(cli, tmp_path):
     cli("weights", "convert", tmp_path / "absent.pth", "-o", tmp_path / "new.safetensors").fails(4, "absent.pth")
     cli("weights", "convert", source, "-o", tmp_path / "n.safetensors", "--classes", "a,,b").fails(2, "--classes")
     cli("weights", "convert", source).fails(2, "--output")
+    cli("weights", "convert", source, "-o", source, "--overwrite").fails(5, "this run reads it")
     assert [path.name for path in tmp_path.iterdir()] == ["page.pth"]
 
 
