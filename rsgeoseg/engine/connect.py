@@ -136,10 +136,15 @@ def _start(workers: int) -> LocalCluster:
     try:
         return _processes(workers)
     except _NOT_STARTED as error:
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        hint = (
+            'a script of yours must ask for workers under `if __name__ == "__main__":`'
+            if script is None or Path(script).exists()
+            else f"a script that is not a file ({script}) cannot ask for workers: save it"
+        )
         msg = (
-            f"worker processes do not start, or end at once ({error}): there may be too little memory for them; a"
-            ' script of yours must ask for workers under `if __name__ == "__main__":`, because every worker process'
-            " imports it again"
+            f"worker processes do not start, or end at once ({error}): there may be too little memory for them; {hint},"
+            " because every worker process imports it again"
         )
         raise ClusterError(msg) from None
 

@@ -307,15 +307,21 @@ def test_a_worker_that_is_killed_while_it_starts_is_replaced(scene, tmp_path, af
 
 
 @pytest.mark.slow
-def test_a_script_without_a_guard_is_told_so(scene, tmp_path):
-    command, env = script(
-        tmp_path, f"import rsgeoseg\nrsgeoseg.run({str(scene)!r}, workers=1, output='out.gpkg', device='cpu')\n"
+@pytest.mark.parametrize(
+    ("how", "hint"), [("file", '`if __name__ == "__main__":`'), ("stdin", "a script that is not a file (<stdin>)")]
+)
+def test_a_script_without_a_guard_is_told_so(scene, tmp_path, how, hint):
+    text = f"import rsgeoseg\nrsgeoseg.run({str(scene)!r}, workers=1, output='out.gpkg', device='cpu')\n"
+    command, env = script(tmp_path, text)
+    if how == "stdin":
+        command = [command[0], "-"]
+    done = subprocess.run(
+        command, input=text, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
     )
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert "ClusterError" in done.stderr.splitlines()[-1]
-    assert '`if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    assert hint in done.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("out*"))
 
 
