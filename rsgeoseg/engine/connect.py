@@ -74,11 +74,15 @@ def local_cluster(workers: int) -> Iterator[Client]:
         A client; the processes and their files end with the block.
 
     Raises:
-        UsageError: many more processes than cores.
+        UsageError: many more processes than cores, or a program that they could not import.
         ClusterError: the processes do not start.
     """
     if workers > _PER_CORE * CPU_COUNT:
         msg = f"{workers} workers are too many for {CPU_COUNT} cores: more than one per core only takes memory"
+        raise UsageError(msg)
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is not None and not Path(script).exists():
+        msg = f"a script that is no file ({script}) cannot use workers, as every worker imports it again: save it first"
         raise UsageError(msg)
     # Without Dask's own MALLOC_TRIM_THRESHOLD_: memory that is given back chip by chip makes a quick model three times
     # slower.
@@ -136,15 +140,10 @@ def _start(workers: int) -> LocalCluster:
     try:
         return _processes(workers)
     except _NOT_STARTED as error:
-        script = getattr(sys.modules["__main__"], "__file__", None)
-        hint = (
-            'a script of yours must ask for workers under `if __name__ == "__main__":`'
-            if script is None or Path(script).exists()
-            else f"a script that is not a file ({script}) cannot ask for workers: save it"
-        )
         msg = (
-            f"worker processes do not start, or end at once ({error}): there may be too little memory for them; {hint},"
-            " because every worker process imports it again"
+            f"worker processes do not start, or end at once ({error}): there may be too little memory for them; a"
+            ' script of yours must ask for workers under `if __name__ == "__main__":`, because every worker process'
+            " imports it again"
         )
         raise ClusterError(msg) from None
 

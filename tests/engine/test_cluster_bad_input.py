@@ -308,9 +308,13 @@ def test_a_worker_that_is_killed_while_it_starts_is_replaced(scene, tmp_path, af
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "hint"), [("file", '`if __name__ == "__main__":`'), ("stdin", "a script that is not a file (<stdin>)")]
+    ("how", "error", "hint"),
+    [
+        ("file", "ClusterError", '`if __name__ == "__main__":`'),
+        ("stdin", "UsageError", "a script that is no file (<std"),
+    ],
 )
-def test_a_script_without_a_guard_is_told_so(scene, tmp_path, how, hint):
+def test_a_script_without_a_guard_is_told_so(scene, tmp_path, how, error, hint):
     text = f"import rsgeoseg\nrsgeoseg.run({str(scene)!r}, workers=1, output='out.gpkg', device='cpu')\n"
     command, env = script(tmp_path, text)
     if how == "stdin":
@@ -320,7 +324,7 @@ def test_a_script_without_a_guard_is_told_so(scene, tmp_path, how, hint):
     )
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
-    assert "ClusterError" in done.stderr.splitlines()[-1]
+    assert error in done.stderr.splitlines()[-1]
     assert hint in done.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("out*"))
 
