@@ -80,8 +80,8 @@ def local_cluster(workers: int) -> Iterator[Client]:
     if workers > _PER_CORE * CPU_COUNT:
         msg = f"{workers} workers are too many for {CPU_COUNT} cores: more than one per core only takes memory"
         raise UsageError(msg)
-    script = getattr(sys.modules["__main__"], "__file__", None)
-    if script is not None and not Path(script).exists():
+    script = str(getattr(sys.modules["__main__"], "__file__", ""))
+    if script.startswith("<"):  # <stdin>
         msg = f"a script that is no file ({script}) cannot use workers, as every worker imports it again: save it first"
         raise UsageError(msg)
     # Without Dask's own MALLOC_TRIM_THRESHOLD_: memory that is given back chip by chip makes a quick model three times

@@ -311,7 +311,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_replaced(scene, tmp_path, af
     ("how", "error", "hint"),
     [
         ("file", "ClusterError", '`if __name__ == "__main__":`'),
-        ("stdin", "UsageError", "a script that is no file (<std"),
+        ("stdin", "UsageError", "a script that is no file"),
     ],
 )
 def test_a_script_without_a_guard_is_told_so(scene, tmp_path, how, error, hint):
