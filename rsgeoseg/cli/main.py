@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ import typer
 
 import rsgeoseg
 from rsgeoseg.cli import common
-from rsgeoseg.errors import RsGeoSegError
+from rsgeoseg.errors import RsGeoSegError, UsageError
 from rsgeoseg.heap import leave_objects
 
 _COMMANDS = ("run", "info", "models", "weights", "dataset", "train", "evaluate", "preview", "doctor")
@@ -91,7 +92,7 @@ def invoke(arguments: list[str]) -> int:
     except _ClickError as error:  # type: ignore[misc]
         return _fail(_one_line(error.format_message()), error.exit_code)
     except Exception as error:  # noqa: BLE001  (the last handler of the program: nothing above would see it)
-        return _fail(f"{type(error).__name__}: {error} (this should not happen: run again with -v for the place)", 1)
+        return _fail(*_unexpected(error))
     return code if isinstance(code, int) else 0
 
 
@@ -100,6 +101,13 @@ def _fail(message: str, code: int) -> int:
         traceback.print_exc()
     common.complain("error", message)
     return code
+
+
+def _unexpected(error: Exception) -> tuple[str, int]:
+    """Put an error that is none of ours into one line, with its exit code."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"a file name is too long for this system: {str(error.filename)[:80]}...", UsageError.exit_code
+    return f"{type(error).__name__}: {error} (this should not happen: run again with -v for the place)", _UNEXPECTED
 
 
 def _one_line(text: str) -> str:

@@ -38,6 +38,14 @@ def test_missing_file(cli, tmp_path):
     nothing_written(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["scene", "output", "aoi"])
+def test_names_longer_than_a_file_system_takes(cli, ids_scene, place):
+    path, _ = ids_scene()
+    long = "x" * 300
+    names = {"scene": str(path), "output": "out.gpkg", "aoi": "a.gpkg"} | {place: f"{long}.gpkg"}
+    cli("run", names["scene"], "-o", names["output"], "--aoi", names["aoi"]).fails(2, "a file name is too long")
+
+
 def test_not_a_raster(cli, tmp_path):
     Path("words.tif").write_text("just words")
     cli("run", "words.tif").fails(3, "words.tif")
