@@ -265,6 +265,9 @@ def outlive_workers(client: Client, ask: Callable[[], T]) -> T:
     for _ in range(_TRIES):
         try:
             client.wait_for_workers(1, timeout=_START_SECONDS)
+        except TimeoutError:
+            break
+        try:
             return ask()
         except (CommClosedError, TimeoutError) as error:
             if client.status != "running":
@@ -289,10 +292,10 @@ def check_versions(client: Client) -> None:
         return __version__
 
     found = cast("dict[str, Any]", client.get_versions(packages=list(_ALIKE)))
-    ours = client.run(version)
+    run_there = client.run(version)
     mine = found["client"]["packages"] | {"rsgeoseg": version()}
-    for address, about in found["workers"].items():
-        theirs = about["packages"] | {"rsgeoseg": ours.get(address)}
+    for address in found["workers"].keys() & run_there.keys():  # others came or went between the two questions
+        theirs = found["workers"][address]["packages"] | {"rsgeoseg": run_there[address]}
         for name in (*_SAME, *_ALIKE):
             here, there = _short_version(name, mine), _short_version(name, theirs)
             if here == there:
