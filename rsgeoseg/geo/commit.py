@@ -202,10 +202,12 @@ def _explain(error: BaseException, final: Path, need: int) -> str:
     except OSError:
         free = None
     full = number in _FULL or any(sign in text.lower() for sign in _FULL_TEXTS)
-    if full or (free is not None and free < max(need, _HARDLY_FREE)):  # not all of GDAL's drivers say why
+    if full or (free is not None and free < max(need, _LEAST_FREE)):
         return _full_message(final, need, free)
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"cannot write {final}: the folder {final.parent} is not writable; choose another"
+    if free is not None and free < _HARDLY_FREE:  # not all of GDAL's drivers say why
+        return _full_message(final, need, free)
     return f"cannot write {final}: {text[:300]}; choose another folder or format"
 
 
