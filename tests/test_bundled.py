@@ -97,7 +97,7 @@ def test_the_number_of_threads_changes_no_bit(name, size, chips):
     before = torch.get_num_threads()
     found = []
     try:
-        for threads in (1, 2, 4, 8):
+        for threads in (1, 2, 3, 6, 12, 64):
             torch.set_num_threads(threads)
             found.append([model.segment([chip])[0] for chip in looked])
     finally:

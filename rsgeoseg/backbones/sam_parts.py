@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.backbones.two_way import two_way
+from rsgeoseg.nn.steady import steady_gelu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -255,15 +256,14 @@ class SamPromptedDecoder(nn.Module):
         return torch.cat([self.mask_decoder.iou_token.weight, self.mask_decoder.mask_tokens.weight])
 
     def _upscale(self, attended: Attended) -> Tensor:
-        up1, norm1, act1, up2, act2 = self.mask_decoder.output_upscaling
+        up1, norm1, _, up2, _ = self.mask_decoder.output_upscaling  # and GELU twice
         x = _double(up1, attended.image)
         if attended.skips is not None:  # order of SAM 2's mask decoder: add, then norm and activation
             x = x + _of_prompts(_like(attended.skips[1], x), attended.image_index)
-        x = _double(up2, act1(_norm2d(norm1, x)))
+        x = _double(up2, steady_gelu(_norm2d(norm1, x)))
         if attended.skips is not None:
             x = x + _of_prompts(_like(attended.skips[0], x), attended.image_index)
-        upscaled: Tensor = act2(x)
-        return upscaled
+        return steady_gelu(x)
 
 
 def _number_format(x: Tensor) -> torch.dtype:

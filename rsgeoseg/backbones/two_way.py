@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
+from rsgeoseg.nn.steady import steady_softmax
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -86,7 +88,7 @@ def _answer(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor
     blocks = torch.eye(heads, dtype=query.dtype).repeat_interleave(key.shape[1], 0).repeat_interleave(width, 1)
     keys, values = (x.repeat(1, heads, 1) * blocks for x in (key * width**-0.5, value))  # (P, heads T, C')
     scores = keys @ query.transpose(1, 2)
-    weights = scores.unflatten(1, (heads, key.shape[1])).softmax(2).flatten(1, 2)
+    weights = steady_softmax(scores.unflatten(1, (heads, key.shape[1]))).flatten(1, 2)
     return _linear(attention.out_proj, weights.transpose(1, 2) @ values)
 
 

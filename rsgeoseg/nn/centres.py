@@ -83,8 +83,8 @@ def read_cells(
         h, w = logits[index].shape[-2:]
         at_level = level == index
         flat = (row * w + column).clamp(max=h * w - 1)
-        probability = logits[index].detach().sigmoid().flatten(2).transpose(1, 2)
-        probability = probability.gather(1, flat.unsqueeze(-1).expand(-1, -1, classes))
+        there = logits[index].detach().flatten(2).transpose(1, 2)
+        probability = there.gather(1, flat.unsqueeze(-1).expand(-1, -1, classes)).sigmoid()
         content = features[index].flatten(2).transpose(1, 2).gather(1, flat.unsqueeze(-1).expand(-1, -1, width))
         joined = torch.cat([content, probability.to(content.dtype)], -1)
         gathered = torch.where(at_level.unsqueeze(-1), joined, gathered)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
-from rsgeoseg.nn.steady import STEADY_ROWS
+from rsgeoseg.nn.steady import steady_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ class MaskedDecoderLayer(nn.Module):
             (B, Q, C).
         """
         positioned = queries + query_position
-        if (wanting := STEADY_ROWS - memory.shape[1]) > 0:  # cells that no query looks at
+        if wanting := steady_rows(memory.shape[1]) - memory.shape[1]:  # cells that no query looks at
             memory, memory_position = (F.pad(x, (0, 0, 0, wanting)) for x in (memory, memory_position))
             blocked = F.pad(blocked, (0, wanting), value=True)
         mask = blocked.repeat_interleave(self.heads, 0)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 from rsgeoseg.nn.positions import cell_positions
-from rsgeoseg.nn.steady import PointwiseConv2d, SteadyGroupNorm
+from rsgeoseg.nn.steady import PointwiseConv2d, SteadyGroupNorm, steady_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +74,7 @@ class DeformableAttention(nn.Module):
         # Queries lie along the last axis, where softmax and sums over a few points are vectorised.
         offsets = self.sampling_offsets(positioned).float().view(batch, count, heads, levels, points, 2)
         weights = self.attention_weights(positioned).float().view(batch, count, heads, levels * points)
-        shares = weights.permute(0, 2, 3, 1).softmax(2).reshape(batch * heads, 1, levels * points, count)
+        shares = steady_softmax(weights.permute(0, 2, 3, 1)).reshape(batch * heads, 1, levels * points, count)
         sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=query.device)
         where = reference.view(1, count, 1, 1, 1, 2) + offsets / sizes.view(1, 1, 1, levels, 1, 2)
         grids = (2 * where - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # (B heads, levels, points, Q, 2)

@@ -3,9 +3,10 @@
 On a CPU a matrix product with few outputs or few rows is cut along its inner sum when several threads work on it, and
 the sum's rounding moves with the cut; so do oneDNN's 1 x 1 convolution of many channels and its convolutions of small
 maps. One digit decides whether an object passes a threshold, and a map must not depend on how many processes share the
-cores. Products with whole vector registers of outputs and a dozen rows are not cut. All was found by running every
-operator of the bundled models with 1, 2, 4 and 8 threads on the same inputs, chips of 64 to 1,024 px (torch 2.14, an
-AMD EPYC with AVX512); no source says it.
+cores. Products with whole vector registers of outputs and fours of rows are not cut. Exponentials are rounded one way in
+whole registers and another way in what is left at the end of a thread's share. All was found by running every operator
+of the bundled models with 1 to 96 threads on the same inputs, chips of 64 to 1,024 px (torch 2.14, an AMD EPYC with
+AVX512); no source says it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,17 @@ if TYPE_CHECKING:
 
 _LANES = 16
 """Outputs in a vector register of 512 bits, float32."""
-STEADY_ROWS = 16
-"""Fewest rows of a product: those of 5 to 11 rows are cut."""
+_FEW_ROWS = 256
+"""Products of fewer rows are cut, by many threads, unless their rows are a multiple of 4."""
+_SHARE = 32
+"""Values that an exponential is computed of at once, in any number format."""
 _STRIP = 4096
 """Cells whose 128 channels in float32 fit a cache of 2 MB."""
+
+
+def steady_rows(count: int) -> int:
+    """Return how many rows, at least ``count``, a product should have."""
+    return max(-(-count // 4) * 4, 16) if count < _FEW_ROWS else count
 
 
 def steady_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -40,7 +48,7 @@ def steady_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     """
     outputs, inner = weight.shape
     places = x.shape[:-1].numel()
-    wanting, missing = max(STEADY_ROWS - places, 0), -outputs % _LANES
+    wanting, missing = steady_rows(places) - places, -outputs % _LANES
     if not (wanting or missing) or x.device.type != "cpu":
         return F.linear(x, weight, bias)
     rows = F.pad(x.reshape(places, inner), (0, 0, 0, wanting)) if wanting else x
@@ -54,6 +62,37 @@ def draw_masks(kernels: Tensor, feature: Tensor) -> Tensor:
     c, h, w = feature.shape
     rows = steady_linear(feature.reshape(c, h * w).T, kernels)
     return rows.T.reshape(len(kernels), h, w)
+
+
+def steady_softmax(x: Tensor) -> Tensor:
+    """Compute a softmax over the last dimension but one; on a CPU with columns of zeros added, and dropped.
+
+    Args:
+        x: (A, B, K, N), float32 or bfloat16.
+
+    Returns:
+        The same shape and type.
+    """
+    columns = x.shape[-1]
+    missing = -columns % (_SHARE * torch.get_num_threads())
+    if missing == 0 or _is_plain(x):
+        return x.softmax(-2)
+    return F.pad(x, (0, missing)).softmax(-2)[..., :columns]
+
+
+def steady_gelu(x: Tensor) -> Tensor:
+    """Compute the exact GELU of maps (B, C, h, w); on a CPU by oneDNN, which takes what lies in a row."""
+    if _is_plain(x):
+        return F.gelu(x)
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous()
+    flat = x.as_strided((x.numel(),), (1,))  # in the order of memory, which stays
+    return F.gelu(flat).as_strided(x.shape, x.stride())
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether torch's own operation will do: it trains, or no threads share it."""
+    return x.device.type != "cpu" or torch.is_grad_enabled()
 
 
 class SteadyLinear(nn.Linear):
@@ -88,7 +127,7 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, out, h, w); as a product it lies channels last."""
-        if x.device.type != "cpu" or torch.is_grad_enabled():
+        if _is_plain(x):
             return super().forward(x)
         cells = x.permute(0, 2, 3, 1)
         return steady_linear(cells, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
@@ -110,10 +149,10 @@ class SteadyConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, out, h, w)."""
-        if x.device.type != "cpu" or torch.is_grad_enabled():
+        if _is_plain(x):
             return super().forward(x)
         b, _, h, w = x.shape
-        if b * h * w >= STEADY_ROWS:
+        if b * h * w >= _FEW_ROWS:
             cells = x.permute(0, 2, 3, 1).flatten(0, 2)  # a part of longer rows would pass for another layout
             return super().forward(cells.view(b, h, w, -1).permute(0, 3, 1, 2))
         patches = F.unfold(x, 3, padding=1).transpose(1, 2)  # (B, h w, 9 C)
@@ -137,7 +176,7 @@ class SteadyGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, h, w), float32 or bfloat16, to the same; sums are float64 over strips in float32."""
-        if x.device.type != "cpu" or torch.is_grad_enabled() or x.is_contiguous():
+        if _is_plain(x) or x.is_contiguous():
             return super().forward(x)
         return torch.cat([self._normalise(image) for image in torch.split(x, 1)])
 

@@ -11,11 +11,13 @@ from rsgeoseg.nn.steady import (
     SteadyGroupNorm,
     SteadyLinear,
     draw_masks,
+    steady_gelu,
     steady_linear,
+    steady_softmax,
     use_steady_linears,
 )
 
-THREADS = (1, 2, 4, 8)
+THREADS = (1, 2, 3, 4, 5, 6, 8, 12, 24, 96)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +59,7 @@ def test_linear_layers_of_few_rows(outputs):
     """Seven queries, or one prompt of nine tokens."""
     torch.manual_seed(0)
     layer = SteadyLinear(128, outputs)
-    for rows in range(20):
+    for rows in (*range(60), 99, 113, 225, 257):
         x = torch.randn(1, rows, 128)
         ours = over_threads(lambda x=x: layer(x))
         torch.testing.assert_close(ours, F.linear(x, layer.weight, layer.bias).detach(), rtol=1e-5, atol=1e-5)
@@ -109,7 +111,7 @@ def test_convolutions_of_small_maps(outputs):
     plain = nn.Conv2d(128, outputs, 3, padding=1)
     layer = SteadyConv2d.of(plain)
     assert layer.weight is plain.weight
-    for side in (1, 2, 3, 4, 5, 6, 8, 10, 16):
+    for side in (1, 2, 3, 4, 5, 6, 7, 8, 10, 15, 16, 17):
         rows = torch.randn(1, side * side + 5, 128)
         x = rows[:, : side * side].transpose(1, 2).reshape(1, 128, side, side)
         ours = over_threads(lambda x=x: layer(x))
@@ -151,6 +153,31 @@ def test_group_norm_trains_as_the_plain_one():
     norm, plain = SteadyGroupNorm(4, 8), nn.GroupNorm(4, 8)
     x = channels_last(1, 8, 6, 6).requires_grad_()
     assert torch.equal(norm(x), plain(x))
+
+
+@pytest.mark.parametrize("shape", [(16, 8, 10, 4096), (1, 8, 12, 336), (3, 8, 9, 400), (2, 8, 10, 21)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_softmax_over_rows(shape, dtype):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ours = over_threads(lambda: steady_softmax(x))
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.double(), x.double().softmax(2), rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(7, 16, 128, 128), (3, 16, 48, 48), (1, 5, 9, 7), (2, 3, 150, 110), (0, 4, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gelu(shape, dtype, layout):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype).contiguous(memory_format=layout)
+    ours = over_threads(lambda: steady_gelu(x))
+    assert ours.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(ours.double(), F.gelu(x.double()), rtol=2e-2, atol=1e-5)
+
+
+def test_gelu_of_a_part_of_a_map():
+    x = torch.randn(2, 6, 50, 60)[:, 1:4, ::2]
+    ours = over_threads(lambda: steady_gelu(x))
+    torch.testing.assert_close(ours, F.gelu(x))
 
 
 @pytest.mark.parametrize("count", [1, 5, 9, 10, 11, 17, 64])

@@ -21,7 +21,7 @@ from rsgeoseg.models.rsprompter_query.network import RSPrompterQuery
 from rsgeoseg.models.rsprompter_query.released import released_masks, released_pairs
 from rsgeoseg.nn.centres import strongest_peaks
 from rsgeoseg.nn.scored_masks import LOWEST_SCORE, scored_masks, whole_masks
-from rsgeoseg.nn.steady import STEADY_ROWS
+from rsgeoseg.nn.steady import steady_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +115,7 @@ class QuerySegmenter(NetworkSegmenter[RSPrompterQuery]):
             return queries, torch.zeros(queries.content.shape[:2], dtype=torch.bool, device=self.device)
         level, row, column, scores = strongest_peaks(scene.centre_logits, MOST_QUERIES)
         quiet = scores.sigmoid() < QUIET_CENTRE
-        count = max(int((~quiet).sum(1).max()), STEADY_ROWS)
+        count = steady_rows(int((~quiet).sum(1).max()))
         level, row, column, quiet = (x[:, :count] for x in (level, row, column, quiet))
         itself = torch.eye(quiet.shape[1], dtype=torch.bool, device=self.device)
         queries = self.network.place_queries(scene, level, row, column)
