@@ -66,11 +66,14 @@ def run(
         "regularize": regularize, "dst_crs": dst_crs, "overwrite": overwrite, "on_chip_error": on_chip_error.value,
         "offline": offline, "workers": workers, "scheduler": scheduler, "max_memory": max_memory, "resume": resume,
     }  # fmt: skip
+    given = scenes
     with network_off() if offline else nullcontext():
         scenes = _expand(scenes, asset)
     if merge:
+        _refuse_items(given, scenes, [] if output is None else [Path(output)])
         return _run_merged(scenes, output, {"model": model, **options}, style=progress, quiet=quiet)
     outputs = plan_outputs(scenes, output, extension=_extension(format))
+    _refuse_items(given, scenes, outputs)
     return _run_all(scenes, outputs, {"model": model, **options}, style=progress, quiet=quiet)
 
 
@@ -84,6 +87,20 @@ def _expand(scenes: Sequence[str], asset: str | None) -> list[str]:
     from rsgeoseg.geo.stac import is_item, item_assets
 
     return [each for scene in scenes for each in (item_assets(scene, asset) if is_item(scene) else [scene])]
+
+
+def _refuse_items(given: Sequence[str], scenes: Sequence[str], outputs: Sequence[Path]) -> None:
+    """Refuse outputs in the place of STAC items; jobs know only the rasters of these.
+
+    Raises:
+        OutputError: the message names both.
+    """
+    items = [Path(each) for each in given if each not in scenes]
+    if items:
+        from rsgeoseg.geo.inputs import refuse_replacing
+        from rsgeoseg.geo.writers import record_path
+
+        refuse_replacing([*outputs, *map(record_path, outputs)], items)
 
 
 def plan_outputs(scenes: Sequence[str], output: str | None, extension: str = ".gpkg") -> list[Path]:

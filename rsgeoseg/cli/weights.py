@@ -131,7 +131,7 @@ def convert(
     from rsgeoseg.geo.inputs import refuse_replacing
     from rsgeoseg.weights.convert import convert as convert_file
 
-    refuse_replacing([output], [path for path in (source,) if path.exists()])
+    refuse_replacing([output], [source])
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     if names is not None and not all(names):
         msg = f"--classes {classes!r} holds an empty name; write A,B,C"

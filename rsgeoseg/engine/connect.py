@@ -10,11 +10,13 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -103,14 +105,34 @@ def local_cluster(workers: int) -> Iterator[Client]:
             "distributed.nanny.pre-spawn-environ": environment,
         }
         ours = (*environment, *_LEFT_BY_DASK)
-        with _restored(*ours), dask.config.set(settings), _quiet():
-            with _restored(*ours):  # at once: this process may load torch next, with the user's own settings
+        with _restored(*ours), dask.config.set(settings), _quiet(), ExitStack() as stack:
+            # restored at once: this process may load torch next, with the user's own settings
+            with _restored(*ours), _later_interrupts():
                 for name in ours:
                     os.environ.pop(name, None)
-                cluster = _start(workers)
-            with cluster, Client(cluster, set_as_default=False) as client:
-                outlive_workers(client, partial(client.register_plugin, _Manners()))
-                yield client
+                cluster = stack.enter_context(_start(workers))
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+            outlive_workers(client, partial(client.register_plugin, _Manners()))
+            yield client
+
+
+@contextmanager
+def _later_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back until processes have started, and from the processes for good: it reaches all of a terminal."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    resource_tracker.ensure_running()  # when it starts it unblocks the signal again
+    held: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))  # any thread may get it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # and processes inherit this
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
@@ -259,14 +281,15 @@ def outlive_workers(client: Client, ask: Callable[[], T]) -> T:
         ask: asks them, and may do so several times.
 
     Raises:
-        ClusterError: they die again and again.
+        ClusterError: they die again and again, or there are none.
         OSError: the scheduler was lost.
     """
     for _ in range(_TRIES):
         try:
             client.wait_for_workers(1, timeout=_START_SECONDS)
         except TimeoutError:
-            break
+            msg = f"the cluster has been without workers for {_START_SECONDS:.0f} s; start some and give --resume"
+            raise ClusterError(msg) from None
         try:
             return ask()
         except (CommClosedError, TimeoutError) as error:

@@ -48,7 +48,8 @@ def scene_names(scenes: Sequence[str]) -> list[str]:
     Raises:
         UsageError: a scene is given twice.
     """
-    twice = [scene for scene, count in Counter(scenes).items() if count > 1]
+    places = [scene if "://" in scene else str(Path(scene).resolve()) for scene in scenes]
+    twice = [place for place, count in Counter(places).items() if count > 1]
     if twice:
         msg = f"{without_secrets(twice[0])} is given twice: its objects would be in the result twice"
         raise UsageError(msg)

@@ -29,7 +29,7 @@ def is_in_memory(values: Variable) -> bool:
 
 
 def stored_as(values: Variable) -> dict[str, Any]:
-    """Return the encoding's integer dtype, and its fill value, of floats that are nothing but decoded integers.
+    """Return the dtype and the fill value (as ``dtype`` and ``_FillValue``) of integers that xarray made floats of.
 
     xarray makes floats of integers that are stored with a fill value or a scale, be it a scale of 1, as rioxarray
     writes it. Such an array is the same scene as the file its integers came from. Empty for all others.
@@ -39,7 +39,14 @@ def stored_as(values: Variable) -> dict[str, Any]:
         return {}
     if encoding.get("scale_factor", 1) != 1 or encoding.get("add_offset", 0) != 0:
         return {}
-    return {name: encoding[name] for name in ("dtype", "_FillValue") if encoding.get(name) is not None}
+    kind = {"true": "u", "false": "i"}.get(encoding.get("_Unsigned", ""), stored.kind)  # as NetCDF 3 writes them
+    meant, fill = np.dtype(f"{kind}{stored.itemsize}"), encoding.get("_FillValue")
+    if fill is None:
+        return {"dtype": meant}
+    try:
+        return {"dtype": meant, "_FillValue": int(np.asarray(fill, stored).view(meant))}
+    except (ValueError, OverflowError, TypeError):  # one that the integers cannot hold
+        return {}
 
 
 def as_stored(values: NDArray[Any], dtype: np.dtype[Any], fill: float | None) -> NDArray[Any]:

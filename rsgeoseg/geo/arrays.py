@@ -68,6 +68,11 @@ class ArrayInfo:
         return f"DataArray {self.name}"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The file that it was loaded from, where xarray tells."""
+        return () if self.source is None else (Path(self.source),)
+
+    @property
     def count(self) -> int:
         """Number of bands."""
         return int(self.values.shape[0])
@@ -252,7 +257,7 @@ def _whole(values: Variable) -> Variable:
 def _nodata(source: DataArray, values: Variable) -> float | None:
     """The value that stands for no data; None where none can: values that stay masked are NaN by now."""
     dtype = pixel_dtype(values)
-    encoded = source.encoding.get("_FillValue")
+    encoded = values.encoding.get("_FillValue", source.encoding.get("_FillValue"))
     try:
         value = encoded if encoded is not None and dtype.kind != "f" else source.rio.nodata
     except (OverflowError, ValueError, RioXarrayError):  # one that the dtype cannot hold

@@ -13,16 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-def input_files(scene: str, aoi: str | None = None) -> Iterator[Path]:
-    """Yield the files of this machine behind a scene and an area of interest.
+def input_files(scene: str, *others: str | None) -> Iterator[Path]:
+    """Yield the files of this machine behind a scene, and others that a run reads.
 
     Args:
         scene: path or URL of a raster; with a VRT go the files that it reads, nested or not.
-        aoi: path of a vector file.
+        others: paths, or names that are none.
     """
-    for name in (scene, aoi):
-        if name is not None and Path(name).exists():
-            yield Path(name)
+    yield from (Path(name) for name in (scene, *others) if name is not None)
     if Path(scene).suffix.lower() == ".vrt":
         with suppress(SceneError, OSError):  # opening the scene says what is wrong with it
             yield from (source.path for source in vrt_sources(Path(scene).absolute()))
@@ -38,7 +36,7 @@ def refuse_replacing(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     if not there:
         return
     for each in inputs:
-        output = there.get(_identity(each))
+        output = there.get(_identity(each)) if each.exists() else None
         if output is not None:
             msg = f"cannot write {output}: this run reads it, as {each}; choose another name"
             raise OutputError(msg)

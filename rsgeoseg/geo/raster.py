@@ -92,6 +92,11 @@ class RasterInfo:
         return self.path
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and those that a VRT reads."""
+        return self.path, *(source.path for source in self.sources)
+
+    @property
     def band_names(self) -> tuple[str, ...]:
         """None: bands of files are known by their numbers."""
         return ()

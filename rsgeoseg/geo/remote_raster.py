@@ -54,6 +54,11 @@ class RemoteInfo(RasterInfo):
         return None
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """None."""
+        return ()
+
+    @property
     def recipe(self) -> str:
         """The address with its secrets, which another process needs as well."""
         return self.path.url
@@ -218,4 +223,7 @@ def _version(file: RemoteFile) -> dict[str, Any]:
     if not headers:
         msg = "no answer"
         raise vsi.VsiError(msg)
-    return {"bytes": size, "etag": headers.get("etag"), "last_modified": headers.get("last-modified")}
+    etag = headers.get("etag")
+    if etag is not None:
+        etag = etag.removeprefix("W/")  # proxies weaken the tags of what they pass on
+    return {"bytes": size, "etag": etag, "last_modified": headers.get("last-modified")}

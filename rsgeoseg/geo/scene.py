@@ -7,6 +7,7 @@ import math
 import os
 import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -27,7 +28,6 @@ from rsgeoseg.geo.windows import Box
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from geopandas import GeoDataFrame, GeoSeries
     from numpy.typing import NDArray
@@ -152,6 +152,13 @@ class Scene:
     def name(self) -> str:
         """File name without its folder, or the name of an array."""
         return self._info.name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files of this machine that it reads: rasters, with those that a VRT reads, and the area of interest."""
+        aoi = self._options.aoi
+        area = (Path(aoi),) if isinstance(aoi, str | os.PathLike) else ()
+        return self._info.files + area
 
     @property
     def is_remote(self) -> bool:

@@ -88,6 +88,10 @@ class SourceInfo(Protocol):
         """Absolute path, where it is a file of this machine."""
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """Files of this machine that it reads, as far as it knows them."""
+
+    @property
     def driver(self) -> str:
         """Name of what decodes it."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +19,14 @@ from rsgeoseg.jobs.running import check_outputs, identities, run_jobs
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from rsgeoseg.engine.events import Event
     from rsgeoseg.engine.order import RunJob
 
 _SCENES = "scenes.json"
+_OURS = re.compile(r"\d{5}\.parquet(\.run\.json|\.rsgeoseg)?|scenes\.json|\.\d{5}\.parquet\..*\.part")
+"""Names in the folder of an unfinished merge."""
 
 
 def run_merged(
@@ -68,36 +72,61 @@ def run_merged(
         msg = f"{folder} holds an unfinished run: --resume goes on with it, --overwrite starts anew"
         raise OutputError(msg)
     if not job.resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
     folder.mkdir(exist_ok=True)
-    _keep_names(folder / _SCENES, names)
+    replaces = _keep_order(folder / _SCENES, names, output, overwrite=job.overwrite)
     outputs = []
     try:
         for name, (done, record) in zip(names, run_jobs(jobs, on_event=on_event, cancel=cancel), strict=True):
             outputs.append(SceneOutput(scene=name, path=Path(str(done.output)), record=record))
-        record = merge_outputs(outputs, output, format_name=job.format, overwrite=job.overwrite or job.resume)
+        record = merge_outputs(outputs, output, format_name=job.format, overwrite=replaces)
+    except OutputError as error:
+        raise OutputError(_named(str(error), zip(pieces, names, strict=True), output)) from error
     finally:
-        if not [name for name in folder.iterdir() if name.name != _SCENES]:
-            shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
+        if not [entry for entry in folder.iterdir() if entry.name != _SCENES]:
+            _clear(folder)
+    _clear(folder)
     return record
 
 
-def _keep_names(file: Path, names: Sequence[str]) -> None:
-    """Keep which scenes are merged, or refuse an unfinished run of others.
+def _clear(folder: Path) -> None:
+    """Remove what merged runs keep in a folder, and the folder if nothing else is in it."""
+    with suppress(OSError):
+        for entry in list(folder.iterdir()):
+            if _OURS.fullmatch(entry.name):
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _keep_order(file: Path, names: Sequence[str], output: Path, *, overwrite: bool) -> bool:
+    """Keep which scenes are merged and whether an output may be replaced, or refuse another order than the kept one.
+
+    Returns:
+        Whether the output may be replaced.
 
     Raises:
-        OutputError: the file is there and has others.
+        OutputError: the folder has a run of other scenes, or the output came there meanwhile.
     """
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        earlier = None
-    if earlier is None:
-        file.write_text(json.dumps(list(names)), encoding="utf-8")
-    elif earlier != list(names):
-        msg = f"cannot resume {file.parent}: it is a run of {', '.join(map(str, earlier))}; use --overwrite"
+        earlier = {"scenes": list(names), "replaces": overwrite or output.exists()}
+        file.write_text(json.dumps(earlier), encoding="utf-8")
+    if earlier["scenes"] != list(names):
+        msg = f"cannot resume {file.parent}: it is a run of {', '.join(map(str, earlier['scenes']))}; use --overwrite"
         raise OutputError(msg)
+    replaces = overwrite or bool(earlier["replaces"])
+    if output.exists() and not replaces:
+        msg = f"{output} was not there when this run began; move it away, or use --overwrite"
+        raise OutputError(msg)
+    return replaces
+
+
+def _named(text: str, pieces: Iterable[tuple[Path, str]], output: Path) -> str:
+    """Name scenes in a message in place of the files that are kept for them."""
+    for piece, name in pieces:
+        text = text.replace(str(piece), f"{output} ({name})")
+    return text
 
 
 def _finished(output: Path, names: Sequence[str], jobs: Sequence[RunJob]) -> dict[str, Any]:
@@ -107,8 +136,10 @@ def _finished(output: Path, names: Sequence[str], jobs: Sequence[RunJob]) -> dic
         OutputError: it is not the output of this run of these scenes; the message says what differs.
     """
     record = read_record(output)
-    if record is None or [each["name"] for each in record.get("scenes", [])] != list(names):
-        msg = f"cannot resume {output}: it is not the finished result of these scenes; use --overwrite"
+    merged = [] if record is None else [each["name"] for each in record.get("scenes", [])]
+    if record is None or merged != list(names):
+        of = f", but of {', '.join(map(str, merged))}" if merged else ""
+        msg = f"cannot resume {output}: it is not the finished result of these scenes{of}; use --overwrite"
         raise OutputError(msg)
     for each, identity in zip(record["scenes"], identities(jobs), strict=True):
         refuse_other(output, each["record"], identity, each["name"])

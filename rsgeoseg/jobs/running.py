@@ -7,6 +7,7 @@ import time
 import uuid
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -26,7 +27,7 @@ from rsgeoseg.errors import FAILED_CHIPS_EXIT_CODE, JobCancelled, OutputError, U
 from rsgeoseg.geo.inputs import input_files, refuse_replacing
 from rsgeoseg.geo.scene import Scene, refuse_kind
 from rsgeoseg.geo.stac import is_item, only_scene
-from rsgeoseg.geo.writers import check_output
+from rsgeoseg.geo.writers import check_output, record_path
 from rsgeoseg.jobs.crew import Crew
 from rsgeoseg.jobs.loading import (
     device_kind,
@@ -39,7 +40,7 @@ from rsgeoseg.network import offline as without_network
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from geopandas import GeoDataFrame
     from xarray import DataArray
@@ -82,6 +83,8 @@ def run(
     """
     check_names(dict(options))
     if is_item(scene):
+        if output is not None and isinstance(scene, str | os.PathLike):
+            refuse_replacing([Path(output), record_path(Path(output))], [Path(scene)])
         with without_network() if options.get("offline") else nullcontext():
             scene = only_scene(scene, asset)  # type: ignore[arg-type]
     elif asset is not None:
@@ -136,7 +139,7 @@ def run_job(
         check_jobs([job])
     else:
         behind = getattr(scene, "encoding", {}).get("source")  # of an array
-        check_outputs([job if behind is None else replace(job, scene=str(behind))])
+        check_outputs([job], scene.files if isinstance(scene, Scene) else () if behind is None else (Path(behind),))
     with Crew(segmenter) as crew, _finished(job, crew, on_event=on_event, cancel=cancel, scene=scene) as done:
         return done.frame()
 
@@ -375,15 +378,20 @@ def check_jobs(jobs: Sequence[RunJob]) -> None:
     check_outputs(jobs)
 
 
-def check_outputs(jobs: Sequence[RunJob]) -> None:
+def check_outputs(jobs: Sequence[RunJob], reads: Iterable[Path] = ()) -> None:
     """Refuse outputs that could not be written.
+
+    Args:
+        jobs: with outputs or without.
+        reads: files that are read beside those that the jobs name.
 
     Raises:
         OutputError: one exists, its folder is missing or read-only, no format goes with its name, or it is a file that
             one of the jobs reads.
     """
     outputs = [Path(job.output) for job in jobs if job.output is not None]
-    refuse_replacing(outputs, (path for job in jobs for path in input_files(job.scene, job.aoi)))
+    named = (path for job in jobs for path in input_files(job.scene, job.aoi, job.weights))
+    refuse_replacing([*outputs, *map(record_path, outputs)], chain(reads, named))
     for job in jobs:
         if job.output is None:
             continue

@@ -289,16 +289,44 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows has no groups of processes like these")
+@pytest.mark.parametrize("after", [0.0, 0.2, 0.5])
+def test_ctrl_c_while_workers_start_is_one_line(scene, tmp_path, after):
+    (tmp_path / "tmp").mkdir()
+    command, env = script(tmp_path, RUN)
+    env["TMPDIR"] = str(tmp_path / "tmp")
+    process = subprocess.Popen(
+        [*command, str(scene)], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    begun = _first_workers(process)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=40)
+    assert ended(begun)
+    assert said.strip().splitlines()[-1].startswith("rsgeoseg.errors.JobCancelled: cancelled")
+    assert "Process " not in said
+    assert "distributed" not in said.replace("site-packages/distributed", "")
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def _first_workers(process):
+    """Worker processes of a program, as soon as there are some."""
+    deadline = time.monotonic() + 30
+    while not (begun := [each for each in children(process.pid) if "spawn_main" in " ".join(each.cmdline())]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return begun
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.0, 0.7, 1.5])
 def test_a_worker_that_is_killed_while_it_starts_is_replaced(scene, tmp_path, after):
     command, env = script(tmp_path, RUN)
     process = subprocess.Popen(
         [*command, str(scene)], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 30
-    while not (begun := [each for each in children(process.pid) if "spawn_main" in " ".join(each.cmdline())]):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    begun = _first_workers(process)
     time.sleep(after)
     begun[0].kill()
     _, said = process.communicate(timeout=90)
