@@ -66,9 +66,10 @@ def run_merged(
         replace(job, scene=scene, output=str(piece), format=None, overwrite=False)
         for scene, piece in zip(scenes, pieces, strict=True)
     ]
-    if job.resume and output.exists() and not folder.exists():
+    unfinished = (folder / _SCENES).exists()
+    if job.resume and output.exists() and not unfinished:
         return _finished(output, names, jobs)
-    if folder.exists() and not (job.resume or job.overwrite):
+    if unfinished and not (job.resume or job.overwrite):
         msg = f"{folder} holds an unfinished run: --resume goes on with it, --overwrite starts anew"
         raise OutputError(msg)
     if not job.resume:

@@ -38,7 +38,7 @@ def test_objects_of_all_scenes_with_their_names(tmp_path, scenes):
     again = jobs.run_merged(job(tmp_path, scenes, resume=True), scenes)
     assert again["objects"] == record["objects"]
     assert (tmp_path / "all.gpkg").read_bytes() == before
-    with pytest.raises(OutputError, match="not the finished result of these scenes"):
+    with pytest.raises(OutputError, match=r"not the finished result of these scenes, but of s1\.tif, s2\.tif"):
         jobs.run_merged(job(tmp_path, scenes, resume=True), scenes[:1])
 
 
@@ -71,9 +71,28 @@ def test_an_unfinished_merge_is_resumed_with_the_same_scenes_only(tmp_path, scen
             jobs.run_merged(job(tmp_path, scenes), scenes)
     with pytest.raises(OutputError, match=r"it is a run of s1.tif, s2.tif; use --overwrite"):
         jobs.run_merged(job(tmp_path, scenes, resume=True), scenes[:1])
+    with pytest.raises(OutputError, match=r"all\.gpkg \(s1\.tif\): .*options\.nms"):
+        jobs.run_merged(job(tmp_path, scenes, resume=True, nms=0.9), scenes)
+    (tmp_path / "all.gpkg").write_text("mine")
+    with pytest.raises(OutputError, match=r"all\.gpkg was not there when this run began"):
+        jobs.run_merged(job(tmp_path, scenes, resume=True), scenes)
+    assert (tmp_path / "all.gpkg").read_text() == "mine"
+    (tmp_path / "all.gpkg").unlink()
     record = jobs.run_merged(job(tmp_path, scenes, resume=True), scenes)
     assert len(load_frame(tmp_path / "all.gpkg")) == record["objects"]["total"] > 0
     assert not (tmp_path / "all.gpkg.scenes").exists()
+
+
+def test_what_others_keep_in_the_folder_stays(tmp_path, scenes):
+    folder = tmp_path / "all.gpkg.scenes"
+    folder.mkdir()
+    mine = [folder / "notes.txt", folder / "x.tif", folder / "12.parquet"]
+    for path in mine:
+        path.write_text("mine")
+    for number, options in enumerate(({"overwrite": True}, {"resume": True}, {"overwrite": True})):
+        record = jobs.run_merged(job(tmp_path, scenes, **options), scenes)
+        assert record["objects"]["total"] > 0, number
+        assert sorted(folder.iterdir()) == sorted(mine)
 
 
 def test_a_merge_is_as_bad_as_its_worst_scene():
@@ -93,7 +112,7 @@ def test_what_cannot_be_merged_is_refused_first(tmp_path, scenes):
         with pytest.raises(UsageError, match=r"nowhere.tif has no CRS: it cannot be merged"):
             jobs.run_merged(job(tmp_path, scenes, **options), [scenes[0], nowhere])
     with pytest.raises(UsageError, match=r"s1.tif is given twice"):
-        jobs.run_merged(job(tmp_path, scenes), [scenes[0], scenes[0]])
+        jobs.run_merged(job(tmp_path, scenes), [scenes[0], str(tmp_path / "x" / ".." / "s1.tif")])
     with pytest.raises(UsageError, match="pixels of one scene"):
         jobs.run_merged(RunJob(scene=scenes[0], output=str(tmp_path / "all.tif")), scenes)
     assert not (tmp_path / "all.gpkg.scenes").exists()

@@ -268,6 +268,25 @@ def test_a_file_that_went_through_zarr_is_the_same_scene(tmp_path, how, nodata, 
             assert np.array_equal(one.valid, other.valid)
 
 
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize(("stored", "meant", "fill", "nodata"), [("i1", "u1", -1, 255), ("u2", "i2", 65535, -1)])
+def test_unsigned_integers_of_netcdf(stored, meant, fill, nodata, lazy):
+    """NetCDF 3 has signed integers only; an attribute says what they mean."""
+    values = np.random.default_rng(0).integers(*((0, 256) if meant == "u1" else (-300, 300)), (3, 40, 50)).astype(meant)
+    attributes = {"_Unsigned": str(meant[0] == "u").lower(), "_FillValue": np.dtype(stored).type(fill)}
+    raw = array(values.view(stored)).assign_attrs(attributes).to_dataset(name="rgb")
+    data = xr.decode_cf(raw.chunk(20) if lazy else raw)["rgb"]
+    assert data.dtype.kind == "f"
+    with (
+        Scene.open(data, value_range="raw") as scene,
+        Scene.open(array(values, nodata=nodata), value_range="raw") as own,
+    ):
+        assert scene.dtype == own.dtype == meant
+        one, other = scene.read(Box(0, 0, 50, 40)), own.read(Box(0, 0, 50, 40))
+        assert np.array_equal(one.image, other.image)
+        assert np.array_equal(one.valid, other.valid)
+
+
 def test_what_was_computed_from_decoded_values_is_taken_as_it_is(tmp_path):
     path = write_raster(tmp_path / "a.tif", pixels())
     rioxarray.open_rasterio(path).rename("rgb").to_zarr(tmp_path / "a.zarr")

@@ -1,5 +1,6 @@
 """What a run reads is never replaced by what it writes, and is the same from its first chip to its last."""
 
+import json
 import os
 
 import numpy as np
@@ -74,6 +75,33 @@ def test_the_file_behind_an_array_is_not_replaced(tmp_path):
         rsgeoseg.run(array, ORACLE, path, overwrite=True)
 
 
+def test_what_an_open_scene_reads_is_not_replaced(tmp_path):
+    import rioxarray
+
+    path, area = draw(tmp_path / "scene.tif"), tmp_path / "area.gpkg"
+    rsgeoseg.run(path, ORACLE, area, stretch="none")
+    with rioxarray.open_rasterio(path, chunks=128) as array:
+        scenes = [rsgeoseg.Scene.open(path, aoi=area), rsgeoseg.Scene.open(array)]
+        for scene, output in ((scenes[0], area), (scenes[0], path), (scenes[1], path)):
+            with scene, pytest.raises(OutputError, match="this run reads it"):
+                rsgeoseg.run(scene, ORACLE, output, overwrite=True)
+
+
+def test_neither_weights_nor_a_stac_item_are_replaced(tmp_path):
+    path, weights = draw(tmp_path / "scene.tif"), tmp_path / "mine.gpkg"
+    weights.write_bytes(b"weights")
+    with pytest.raises(OutputError, match="this run reads it"):
+        rsgeoseg.run(path, output=weights, weights=str(weights), overwrite=True)
+    item = tmp_path / "a.gpkg.run.json"
+    text = json.dumps({"type": "Feature", "assets": {"rgb": {"href": "scene.tif"}}})
+    item.write_text(text)
+    for output in (item, tmp_path / "a.gpkg"):  # beside the second one goes its record
+        with pytest.raises(OutputError, match="this run reads it"):
+            rsgeoseg.run(item, ORACLE, output, format="geojson", overwrite=True)
+    assert item.read_text() == text
+    assert weights.read_bytes() == b"weights"
+
+
 def test_all_scenes_are_opened_before_the_first_is_run(tmp_path):
     good, bad = draw(tmp_path / "good.tif"), tmp_path / "bad.tif"
     bad.write_text("this is no raster")
@@ -135,6 +163,12 @@ def test_a_file_that_changes_on_its_server_is_noticed(tmp_path):
         with pytest.raises(SceneError, match=r"changed while it was read|has changed on the server"):
             rsgeoseg.run(f"{web.url}/scene.tif", Meanwhile(anew), tmp_path / "out.gpkg", stretch="none")
         assert not (tmp_path / "out.gpkg").exists()
+        web.etag = '"one"'
+
+        def weakened():
+            web.etag = 'W/"one"'
+
+        rsgeoseg.run(f"{web.url}/scene.tif", Meanwhile(weakened), tmp_path / "weak.gpkg", stretch="none")
         web.etag = '"one"'
         found = rsgeoseg.run(f"{web.url}/scene.tif", Meanwhile(None), tmp_path / "two.gpkg", stretch="none")
     assert len(found) == 1
