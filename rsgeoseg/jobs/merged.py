@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rsgeoseg.engine.deliver import read_record, refuse_holes, refuse_other
 from rsgeoseg.engine.merging import SceneOutput, check_merged, merge_outputs, scene_names, scenes_folder
 from rsgeoseg.errors import OutputError
+from rsgeoseg.geo.commit import staged
 from rsgeoseg.geo.scene import Scene
 from rsgeoseg.jobs.loading import network
 from rsgeoseg.jobs.running import check_outputs, identities, run_jobs
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from rsgeoseg.engine.order import RunJob
 
 _SCENES = "scenes.json"
-_OURS = re.compile(r"\d{5}\.parquet(\.run\.json|\.rsgeoseg)?|scenes\.json|\.\d{5}\.parquet\..*\.part")
+_OURS = re.compile(r"\d{5}\.parquet(\.run\.json|\.rsgeoseg)?|scenes\.json|\.(\d{5}\.parquet|scenes\.json)\..*\.part")
 """Names in the folder of an unfinished merge."""
 
 
@@ -80,7 +81,9 @@ def run_merged(
     try:
         for name, (done, record) in zip(names, run_jobs(jobs, on_event=on_event, cancel=cancel), strict=True):
             outputs.append(SceneOutput(scene=name, path=Path(str(done.output)), record=record))
-        record = merge_outputs(outputs, output, format_name=job.format, overwrite=replaces)
+        _refuse_newcomer(output, replaces=replaces)
+        _write_order(folder / _SCENES, names, replaces=True)  # from here on it may be ours
+        record = merge_outputs(outputs, output, format_name=job.format, overwrite=True)
     except OutputError as error:
         raise OutputError(_named(str(error), zip(pieces, names, strict=True), output)) from error
     finally:
@@ -111,16 +114,27 @@ def _keep_order(file: Path, names: Sequence[str], output: Path, *, overwrite: bo
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        earlier = {"scenes": list(names), "replaces": overwrite or output.exists()}
-        file.write_text(json.dumps(earlier), encoding="utf-8")
+        earlier = _write_order(file, names, replaces=overwrite or output.exists())
     if earlier["scenes"] != list(names):
         msg = f"cannot resume {file.parent}: it is a run of {', '.join(map(str, earlier['scenes']))}; use --overwrite"
         raise OutputError(msg)
     replaces = overwrite or bool(earlier["replaces"])
+    _refuse_newcomer(output, replaces=replaces)
+    return replaces
+
+
+def _write_order(file: Path, names: Sequence[str], *, replaces: bool) -> dict[str, Any]:
+    order = {"scenes": list(names), "replaces": replaces}
+    with staged(file, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(order), encoding="utf-8")
+    return order
+
+
+def _refuse_newcomer(output: Path, *, replaces: bool) -> None:
+    """Refuse to replace a file that somebody put there while the scenes were run."""
     if output.exists() and not replaces:
         msg = f"{output} was not there when this run began; move it away, or use --overwrite"
         raise OutputError(msg)
-    return replaces
 
 
 def _named(text: str, pieces: Iterable[tuple[Path, str]], output: Path) -> str:

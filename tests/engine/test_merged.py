@@ -62,11 +62,12 @@ def test_a_finished_merge_of_a_scene_that_was_another_is_not_resumed(tmp_path, s
 
 
 def test_an_unfinished_merge_is_resumed_with_the_same_scenes_only(tmp_path, scenes, monkeypatch):
-    def dies(*_, **__):
+    def dies(*arguments, **options):
+        yield next(jobs.run_jobs(*arguments, **options))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("rsgeoseg.jobs.merged.merge_outputs", dies)
+        patch.setattr("rsgeoseg.jobs.merged.run_jobs", dies)
         with pytest.raises(KeyboardInterrupt):
             jobs.run_merged(job(tmp_path, scenes), scenes)
     with pytest.raises(OutputError, match=r"it is a run of s1.tif, s2.tif; use --overwrite"):
@@ -81,6 +82,17 @@ def test_an_unfinished_merge_is_resumed_with_the_same_scenes_only(tmp_path, scen
     record = jobs.run_merged(job(tmp_path, scenes, resume=True), scenes)
     assert len(load_frame(tmp_path / "all.gpkg")) == record["objects"]["total"] > 0
     assert not (tmp_path / "all.gpkg.scenes").exists()
+
+
+def test_a_merge_that_was_killed_once_its_output_was_there_is_resumed(tmp_path, scenes, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("rsgeoseg.jobs.merged._clear", lambda _folder: None)
+        first = jobs.run_merged(job(tmp_path, scenes), scenes)
+    (tmp_path / "all.gpkg.run.json").unlink()  # nor was there time for its record
+    again = jobs.run_merged(job(tmp_path, scenes, resume=True), scenes)
+    assert again["objects"] == first["objects"]
+    assert not (tmp_path / "all.gpkg.scenes").exists()
+    assert (tmp_path / "all.gpkg.run.json").exists()
 
 
 def test_what_others_keep_in_the_folder_stays(tmp_path, scenes):
