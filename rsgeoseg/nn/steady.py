@@ -11,14 +11,18 @@ with AVX512); no source says it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (torch's own name for it)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
+
+M = TypeVar("M", bound="nn.Linear | nn.Conv2d")
 
 _LANES = 16
 """Outputs in a vector register of 512 bits, float32."""
@@ -95,6 +99,14 @@ def _is_plain(x: Tensor) -> bool:
     return x.device.type != "cpu" or torch.is_grad_enabled()
 
 
+def _share(plain: nn.Linear | nn.Conv2d, make: Callable[[], M]) -> M:
+    """Make a layer that has a plain one's tensors; no random numbers are drawn for those that are dropped."""
+    with torch.device("meta"):
+        made = make()
+    made.weight, made.bias = plain.weight, plain.bias  # type: ignore[assignment]
+    return made
+
+
 class SteadyLinear(nn.Linear):
     """A linear layer computed by :func:`steady_linear`."""
 
@@ -105,10 +117,7 @@ class SteadyLinear(nn.Linear):
     @classmethod
     def of(cls, linear: nn.Linear) -> SteadyLinear:
         """Share the tensors of a plain layer."""
-        with torch.device("meta"):  # draws no random numbers for weights that are dropped
-            made = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        made.weight, made.bias = linear.weight, linear.bias
-        return made
+        return _share(linear, lambda: cls(linear.in_features, linear.out_features, bias=linear.bias is not None))
 
 
 def use_steady_linears(network: nn.Module) -> None:
@@ -135,10 +144,7 @@ class PointwiseConv2d(nn.Conv2d):
     @classmethod
     def of(cls, conv: nn.Conv2d) -> PointwiseConv2d:
         """Share the tensors of a 1 x 1 convolution of stride 1 without groups."""
-        with torch.device("meta"):  # draws no random numbers for weights that are dropped
-            made = cls(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
-        made.weight, made.bias = conv.weight, conv.bias
-        return made
+        return _share(conv, lambda: cls(conv.in_channels, conv.out_channels, bias=conv.bias is not None))
 
 
 class SteadyConv2d(nn.Conv2d):
@@ -161,10 +167,7 @@ class SteadyConv2d(nn.Conv2d):
     @classmethod
     def of(cls, conv: nn.Conv2d) -> SteadyConv2d:
         """Share the tensors of a 3 x 3 convolution of stride 1 and padding 1, with bias, without groups."""
-        with torch.device("meta"):
-            made = cls(conv.in_channels, conv.out_channels)
-        made.weight, made.bias = conv.weight, conv.bias
-        return made
+        return _share(conv, lambda: cls(conv.in_channels, conv.out_channels))
 
 
 class SteadyGroupNorm(nn.GroupNorm):
