@@ -103,7 +103,7 @@ def _share(plain: nn.Linear | nn.Conv2d, make: Callable[[], M]) -> M:
     """Make a layer that has a plain one's tensors; no random numbers are drawn for those that are dropped."""
     with torch.device("meta"):
         made = make()
-    made.weight, made.bias = plain.weight, plain.bias  # type: ignore[assignment]
+    made.weight, made.bias = plain.weight, plain.bias
     return made
 
 
