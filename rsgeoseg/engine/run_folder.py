@@ -12,14 +12,13 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from filelock import FileLock, Timeout
-
+from rsgeoseg.engine.folder_lock import FolderLock
 from rsgeoseg.engine.identity import libraries
 from rsgeoseg.engine.part_files import PartFiles
 from rsgeoseg.engine.parts import FrameParts, PartEnd
 from rsgeoseg.engine.table import Rows, Table
 from rsgeoseg.errors import OutputError
-from rsgeoseg.geo.commit import explained, make_folder, staged, sweep_staged
+from rsgeoseg.geo.commit import explained, staged, sweep_staged
 from rsgeoseg.geo.record import record_path
 
 if TYPE_CHECKING:
@@ -36,9 +35,7 @@ PART_SECONDS = 5.0
 """A part ends after so long: the most work that a crash can cost."""
 _FORMAT = 1
 """Of the files in the folder."""
-_MANIFEST, _LOCK, _WRITING = "manifest.json", "lock", "writing"
-_TRIES = 10
-"""To take the lock; a run that ends removes it, with its folder, between any two steps of taking it."""
+_MANIFEST, _WRITING = "manifest.json", "writing"
 _SHOWN = 6
 """Differences that are named one by one."""
 
@@ -90,72 +87,19 @@ def clear_remains(output: Path) -> None:
     """Remove what is left of a run that finished and was killed while it cleaned up."""
     folder = run_folder(output)
     if folder.is_dir() and not (folder / _MANIFEST).exists():
-        lock = _Lock(folder)
+        lock = FolderLock(folder)
         with suppress(OutputError):
             lock.take(output)
             _clear(folder, lock)
 
 
-def _clear(folder: Path, lock: _Lock) -> None:
+def _clear(folder: Path, lock: FolderLock) -> None:
     """Remove a run's files, the lock last; what somebody else put there stays."""
     with suppress(OSError):
         (folder / _MANIFEST).unlink(missing_ok=True)  # first: without it nothing is left to resume
         (folder / _WRITING).unlink(missing_ok=True)
     PartFiles(folder).clear()
     lock.remove()
-
-
-class _Lock:
-    """Held while a run goes on; the operating system lets go of it when the process dies, however it dies."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._path = folder, folder / _LOCK
-        self._lock = FileLock(self._path, thread_local=False)  # a run may be closed by another thread
-
-    def take(self, output: Path) -> None:
-        """Make the folder and take it.
-
-        Raises:
-            OutputError: another run holds it, or there can be no lock here.
-        """
-        for _ in range(_TRIES):
-            with explained(self._folder):
-                if self._try():
-                    return
-        msg = f"another run is writing {output}: wait for it, or choose another name"
-        raise OutputError(msg)
-
-    def _try(self) -> bool:
-        """Take it if it is there to be taken, not just being removed by a run that ends."""
-        try:
-            make_folder(self._folder)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        except (FileExistsError, FileNotFoundError):
-            if self._folder.is_file():
-                raise
-            return False
-        if self._path.exists():
-            return True
-        self._lock.release()
-        return False
-
-    def release(self) -> None:
-        """Let go of it."""
-        self._lock.release()
-
-    def remove(self) -> None:
-        """Remove it and the folder, which is empty but for it, unless another run has it by then."""
-        try:
-            self._path.unlink(missing_ok=True)  # still held: whoever takes it later takes a new one
-            self._lock.release()
-        except PermissionError:  # Windows removes no open file
-            self._lock.release()
-            with suppress(OSError):
-                self._path.unlink()
-        with suppress(OSError):
-            self._folder.rmdir()
 
 
 class RunFolder(FrameParts):
@@ -188,7 +132,7 @@ class RunFolder(FrameParts):
         self._output, self._identity = output, json.loads(json.dumps(identity))
         self._folder = run_folder(output)
         self._resume, self._overwrite, self._keep_failed = resume, overwrite, keep_failed
-        self._lock = _Lock(self._folder)
+        self._lock = FolderLock(self._folder)
         self._files = PartFiles(self._folder)
         self._replaces = False
         self._session = 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsgeoseg.engine.deliver import read_record, refuse_holes, refuse_other
+from rsgeoseg.engine.folder_lock import FolderLock
 from rsgeoseg.engine.merging import SceneOutput, check_merged, merge_outputs, scene_names, scenes_folder
 from rsgeoseg.errors import OutputError
 from rsgeoseg.geo.commit import staged
@@ -67,6 +68,38 @@ def run_merged(
         replace(job, scene=scene, output=str(piece), format=None, overwrite=False)
         for scene, piece in zip(scenes, pieces, strict=True)
     ]
+    lock = FolderLock(folder)
+    lock.take(output)
+    try:
+        return _merge(output, names, jobs, job, on_event=on_event, cancel=cancel)
+    except OutputError as error:
+        raise OutputError(_named(str(error), zip(pieces, names, strict=True), output)) from error
+    finally:
+        if {entry.name for entry in folder.iterdir() if _OURS.fullmatch(entry.name)} <= {_SCENES}:
+            _clear(folder)  # nothing was done
+        lock.remove()
+
+
+def _merge(
+    output: Path,
+    names: Sequence[str],
+    jobs: Sequence[RunJob],
+    job: RunJob,
+    *,
+    on_event: Callable[[Event], None] | None,
+    cancel: threading.Event | None,
+) -> dict[str, Any]:
+    """Run the jobs of single scenes and merge their outputs; the folder of these is locked.
+
+    Args:
+        output: the merged file.
+        names: of the scenes.
+        jobs: one per scene.
+        job: the one that they were made from.
+        on_event: as of ``run_merged``.
+        cancel: as of ``run_merged``.
+    """
+    folder = scenes_folder(output)
     unfinished = (folder / _SCENES).exists()
     if job.resume and output.exists() and not unfinished:
         return _finished(output, names, jobs)
@@ -75,31 +108,24 @@ def run_merged(
         raise OutputError(msg)
     if not job.resume:
         _clear(folder)
-    folder.mkdir(exist_ok=True)
     replaces = _keep_order(folder / _SCENES, names, output, overwrite=job.overwrite)
-    outputs = []
-    try:
-        for name, (done, record) in zip(names, run_jobs(jobs, on_event=on_event, cancel=cancel), strict=True):
-            outputs.append(SceneOutput(scene=name, path=Path(str(done.output)), record=record))
-        _refuse_newcomer(output, replaces=replaces)
-        _write_order(folder / _SCENES, names, replaces=True)  # from here on it may be ours
-        record = merge_outputs(outputs, output, format_name=job.format, overwrite=True)
-    except OutputError as error:
-        raise OutputError(_named(str(error), zip(pieces, names, strict=True), output)) from error
-    finally:
-        if not [entry for entry in folder.iterdir() if entry.name != _SCENES]:
-            _clear(folder)
+    outputs = [
+        SceneOutput(scene=name, path=Path(str(done.output)), record=record)
+        for name, (done, record) in zip(names, run_jobs(jobs, on_event=on_event, cancel=cancel), strict=True)
+    ]
+    _refuse_newcomer(output, replaces=replaces)
+    _write_order(folder / _SCENES, names, replaces=True)  # from here on it may be ours
+    record = merge_outputs(outputs, output, format_name=job.format, overwrite=True)
     _clear(folder)
     return record
 
 
 def _clear(folder: Path) -> None:
-    """Remove what merged runs keep in a folder, and the folder if nothing else is in it."""
+    """Remove what merged runs keep in a folder, the list of scenes last; what others put there stays."""
     with suppress(OSError):
-        for entry in list(folder.iterdir()):
+        for entry in sorted(folder.iterdir()):
             if _OURS.fullmatch(entry.name):
                 shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
-        folder.rmdir()
 
 
 def _keep_order(file: Path, names: Sequence[str], output: Path, *, overwrite: bool) -> bool:

@@ -84,6 +84,21 @@ def test_an_unfinished_merge_is_resumed_with_the_same_scenes_only(tmp_path, scen
     assert not (tmp_path / "all.gpkg.scenes").exists()
 
 
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+def test_two_merges_into_one_output_the_second_refuses(tmp_path, scenes, options):
+    refused = []
+
+    def second(event):
+        if not refused and event.kind == "done":  # the first scene is done
+            with pytest.raises(OutputError, match=r"another run is writing .*all\.gpkg"):
+                jobs.run_merged(job(tmp_path, scenes, **options), scenes)
+            refused.append(event)
+
+    record = jobs.run_merged(job(tmp_path, scenes), scenes, on_event=second)
+    assert refused
+    assert len(load_frame(tmp_path / "all.gpkg")) == record["objects"]["total"] > 0
+
+
 def test_a_merge_that_was_killed_once_its_output_was_there_is_resumed(tmp_path, scenes, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("rsgeoseg.jobs.merged._clear", lambda _folder: None)
