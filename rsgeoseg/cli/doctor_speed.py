@@ -93,7 +93,7 @@ def measure_machine(options: SpeedOptions, tell: Callable[[StageSpeed], None]) -
             chips = sample_chips(scene, spec.chip_size)
             file = _file_to_read(scene, Path(name))
         if not chips:
-            msg = f"{source} has no valid pixel where it was looked at: measure with another scene"
+            msg = f"{source} has no valid pixel that can be read where it was looked at: measure with another scene"
             raise SceneError(msg)
 
         def stages() -> Iterator[StageSpeed]:

@@ -9,7 +9,6 @@ import typer
 
 from rsgeoseg.cli import common
 from rsgeoseg.cli import run_options as opt
-from rsgeoseg.errors import UsageError
 from rsgeoseg.network import OFFLINE
 
 if TYPE_CHECKING:
@@ -36,11 +35,12 @@ def info(
     common.set_up(verbose=verbose, quiet=quiet)
     from rsgeoseg.engine.order import RunJob
     from rsgeoseg.geo.scene import Scene
+    from rsgeoseg.geo.stac import is_item, only_scene
     from rsgeoseg.geo.windows import plan_windows
 
     if offline:
         os.environ[OFFLINE] = "1"
-    scene = _one_scene(scene, asset)
+    scene = only_scene(scene, asset) if is_item(scene) else scene
     job = RunJob(scene=scene, bands=bands, stretch=stretch, gsd=gsd, aoi=aoi, bbox=bbox)  # type: ignore[arg-type]
     size, lap = _chips(model, chip_size, overlap)
     with Scene.open(scene, bands=job.bands, stretch=stretch, gsd=gsd, aoi=aoi, bbox=job.bbox) as source:
@@ -54,20 +54,6 @@ def info(
             common.print_json(facts)
         else:
             common.print_pairs(describe(source, facts))
-
-
-def _one_scene(scene: str, asset: str | None) -> str:
-    """Return the raster that a STAC item leads to; any other scene as it is."""
-    from rsgeoseg.geo.remote import without_secrets
-    from rsgeoseg.geo.stac import is_item, item_assets
-
-    if not is_item(scene):
-        return scene
-    scenes = item_assets(scene, asset)
-    if len(scenes) > 1:
-        msg = f"{without_secrets(scene)} leads to {len(scenes)} rasters: name one asset, or give one of its items"
-        raise UsageError(msg)
-    return scenes[0]
 
 
 def _chips(model: str, chip_size: int | None, overlap: int | None) -> tuple[int, int]:

@@ -41,9 +41,11 @@ def preview(
     from rsgeoseg.geo.inputs import input_files, refuse_replacing
     from rsgeoseg.geo.preview import check_preview_path, make_preview, write_preview
     from rsgeoseg.geo.scene import Scene
+    from rsgeoseg.geo.stac import is_item, only_scene
     from rsgeoseg.geo.vectors import load_frame
 
     refuse_replacing([output], input_files(scene))
+    scene = only_scene(scene) if is_item(scene) else scene
     check_preview_path(output, overwrite=overwrite)
     frame = load_frame(result)
     if "score" in frame:

@@ -82,7 +82,8 @@ def only_scene(source: str | os.PathLike[str] | Mapping[str, Any], asset: str | 
     """
     scenes = item_assets(source, asset)
     if len(scenes) > 1:
-        msg = f"{len(scenes)} scenes are meant: run them one by one, see rsgeoseg.geo.stac.item_assets"
+        what = "the STAC item" if isinstance(source, Mapping) else remote.without_secrets(str(source))
+        msg = f"{what} leads to {len(scenes)} rasters: name one asset, or give one of its items"
         raise UsageError(msg)
     return scenes[0]
 

@@ -138,5 +138,8 @@ def test_the_command_refuses_in_words(cli, ids_scene, tmp_path):
     cli("preview", path, "scene.gpkg", "-o", "p.png").fails(5, "p.png", "--overwrite")
     assert Path("p.png").read_text() == "precious"
     assert cli("preview", path, "scene.gpkg", "-o", "p.png", "--overwrite").code == 0
+    asset = {"href": str(path), "roles": ["visual"]}
+    Path("item.json").write_text(json.dumps({"type": "Feature", "assets": {"visual": asset}}))
+    assert cli("preview", "item.json", "scene.gpkg", "-o", "q.png").code == 0
     Path("link.png").symlink_to(path)
     cli("preview", path, "scene.gpkg", "-o", "link.png", "--overwrite").fails(5, "this run reads it")

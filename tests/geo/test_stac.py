@@ -215,7 +215,7 @@ def test_a_run_takes_an_item_as_a_file_and_as_a_dict(tmp_path):
     assert len(rsgeoseg.run(str(relative), model, stretch="none", asset="rgb")) == wanted
     named = item({"rgb": asset(path.as_uri())})
     assert len(rsgeoseg.run(named, model, stretch="none")) == wanted
-    with pytest.raises(UsageError, match="2 scenes are meant: run them one by one"):
+    with pytest.raises(UsageError, match=r"item\.json leads to 2 rasters: name one asset, or give one of its items"):
         rsgeoseg.run(relative, model, asset="*")
     with pytest.raises(UsageError, match="the scene is none"):
         rsgeoseg.run(path, model, asset="rgb")
