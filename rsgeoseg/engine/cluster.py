@@ -132,7 +132,9 @@ def ask_facts(client: Client, source: ModelSource, device: str) -> ModelFacts:
     """
 
     def ask() -> ModelFacts:
-        worker = next(iter(client.scheduler_info(n_workers=1)["workers"]))
+        worker = next(iter(client.scheduler_info(n_workers=1)["workers"]), None)
+        if worker is None:  # it died since it was waited for
+            raise CommClosedError
         facts: ModelFacts = client.run(_keep, source, device, workers=[worker])[worker]
         return facts
 

@@ -157,8 +157,10 @@ def _start(workers: int) -> LocalCluster:
     Raises:
         ClusterError: they do not start.
     """
-    with suppress(*_NOT_STARTED):
+    try:
         return _processes(workers)
+    except _NOT_STARTED as error:
+        logger.info("worker processes did not start (%s): starting them once more", error)
     try:
         return _processes(workers)
     except _NOT_STARTED as error:
@@ -284,6 +286,7 @@ def outlive_workers(client: Client, ask: Callable[[], T]) -> T:
         ClusterError: they die again and again, or there are none.
         OSError: the scheduler was lost.
     """
+    lost: OSError | None = None
     for _ in range(_TRIES):
         try:
             client.wait_for_workers(1, timeout=_START_SECONDS)
@@ -295,9 +298,10 @@ def outlive_workers(client: Client, ask: Callable[[], T]) -> T:
         except (CommClosedError, TimeoutError) as error:
             if client.status != "running":
                 raise
-            logger.debug("%s", error)
+            logger.info("a worker was lost (%s): asking again", error)
+            lost = error
     msg = "worker processes end while they start or load the model: there may be too little memory for them"
-    raise ClusterError(msg)
+    raise ClusterError(msg) from lost
 
 
 def check_versions(client: Client) -> None:

@@ -32,7 +32,13 @@ def stored_as(values: Variable) -> dict[str, Any]:
     """Return the dtype and the fill value (as ``dtype`` and ``_FillValue``) of integers that xarray made floats of.
 
     xarray makes floats of integers that are stored with a fill value or a scale, be it a scale of 1, as rioxarray
-    writes it. Such an array is the same scene as the file its integers came from. Empty for all others.
+    writes it. Such an array is the same scene as the file its integers came from.
+
+    Args:
+        values: of any shape and dtype; nothing is loaded.
+
+    Returns:
+        ``dtype`` and, where there is one, ``_FillValue`` as that dtype; empty for all other arrays.
     """
     stored, encoding = np.dtype(values.encoding.get("dtype", values.dtype)), values.encoding
     if values.dtype.kind != "f" or stored.kind not in "iu" or "missing_value" in encoding:
@@ -51,6 +57,14 @@ def stored_as(values: Variable) -> dict[str, Any]:
 
 def as_stored(values: NDArray[Any], dtype: np.dtype[Any], fill: float | None) -> NDArray[Any]:
     """Return decoded integers as what they were, NaN as the fill value.
+
+    Args:
+        values: floats of any shape.
+        dtype: of the integers.
+        fill: None where no value stands for NaN.
+
+    Returns:
+        The same shape, of ``dtype``.
 
     Raises:
         ValueError: they are no such integers any more.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def input_files(scene: str, *others: str | None) -> Iterator[Path]:
-    """Yield the files of this machine behind a scene, and others that a run reads.
+    """Yield paths of the files behind a scene, and of others that a run reads; some may be none of this machine.
 
     Args:
         scene: path or URL of a raster; with a VRT go the files that it reads, nested or not.

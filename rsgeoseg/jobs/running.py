@@ -274,10 +274,11 @@ class _Work:
             start: ``time.perf_counter()`` at the start of the job.
         """
         job, spec = self.job, self.model.spec
-        earlier = finished_run(Path(job.output), self.identity) if job.resume and job.output is not None else None
-        if earlier is not None:
+        output = None if job.output is None else Path(job.output)
+        earlier = finished_run(output, self.identity) if job.resume and output is not None else None
+        if output is not None and earlier is not None:
             if job.on_chip_error == "raise":
-                refuse_holes(Path(str(job.output)), earlier.record)
+                refuse_holes(output, earlier.record)
             yield earlier
             return
         with _parts(job, self.drawing, self.identity) as parts:

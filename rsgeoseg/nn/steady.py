@@ -1,12 +1,12 @@
-"""Products whose last digit does not depend on how many threads share the work.
+"""Operations whose last digit does not depend on how many threads share the work.
 
 On a CPU a matrix product with few outputs or few rows is cut along its inner sum when several threads work on it, and
 the sum's rounding moves with the cut; so do oneDNN's 1 x 1 convolution of many channels and its convolutions of small
 maps. One digit decides whether an object passes a threshold, and a map must not depend on how many processes share the
 cores. Products with whole vector registers of outputs and fours of rows are not cut. Exponentials are rounded in one
 way in whole registers and in another in what is left at the end of a thread's share. All was found by running every
-operator of the bundled models with 1 to 96 threads on the same inputs, chips of 64 to 1,024 px (torch 2.14, an AMD EPYC
-with AVX512); no source says it.
+operator of the bundled models with 1 to 16 threads on the same inputs, chips of 64 to 1,024 px, and products and
+exponentials alone with up to 96 (torch 2.14, an AMD EPYC with AVX512); no source says it.
 """
 
 from __future__ import annotations

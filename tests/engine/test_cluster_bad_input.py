@@ -235,16 +235,20 @@ if __name__ == "__main__":
 """
 
 
+def _begin(folder, scene, **environment):
+    """Start ``RUN`` in a group of processes of its own, as a terminal does."""
+    command, env = script(folder, RUN)
+    return subprocess.Popen(
+        [*command, str(scene)], cwd=folder, env=env | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "after"), [("group", "progress"), ("alone", "cluster"), ("kill", "progress")])
 def test_interrupted_runs_leave_no_process(scene, tmp_path, how, after):
     (tmp_path / "tmp").mkdir()
-    command, env = script(tmp_path, RUN)
-    env["TMPDIR"] = str(tmp_path / "tmp")
-    process = subprocess.Popen(
-        [*command, str(scene)], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    process = _begin(tmp_path, scene, TMPDIR=str(tmp_path / "tmp"))
     for line in process.stdout:
         if line.strip() == after:
             break
@@ -293,12 +297,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, monkeypatch
 @pytest.mark.parametrize("after", [0.0, 0.2, 0.5])
 def test_ctrl_c_while_workers_start_is_one_line(scene, tmp_path, after):
     (tmp_path / "tmp").mkdir()
-    command, env = script(tmp_path, RUN)
-    env["TMPDIR"] = str(tmp_path / "tmp")
-    process = subprocess.Popen(
-        [*command, str(scene)], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    process = _begin(tmp_path, scene, TMPDIR=str(tmp_path / "tmp"))
     begun = _first_workers(process)
     time.sleep(after)
     os.killpg(process.pid, signal.SIGINT)
@@ -322,10 +321,7 @@ def _first_workers(process):
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [0.0, 0.7, 1.5])
 def test_a_worker_that_is_killed_while_it_starts_is_replaced(scene, tmp_path, after):
-    command, env = script(tmp_path, RUN)
-    process = subprocess.Popen(
-        [*command, str(scene)], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = _begin(tmp_path, scene)
     begun = _first_workers(process)
     time.sleep(after)
     begun[0].kill()

@@ -174,13 +174,19 @@ def test_a_file_that_changes_on_its_server_is_noticed(tmp_path):
     assert len(found) == 1
 
 
-def test_a_server_that_is_gone_at_the_end_is_no_change(tmp_path):
+def test_a_server_that_refuses_to_answer_at_the_end_is_no_change(tmp_path):
     path = draw(tmp_path / "scene.tif")
     with serving() as web:
         web.files["/scene.tif"] = path.read_bytes()
         scene = rsgeoseg.Scene.open(f"{web.url}/scene.tif", stretch="none")
         since = scene.fingerprint()
-    scene.refuse_if_changed(since)
+        web.etag = '"two"'
+        with pytest.raises(SceneError, match="changed while it was read"):
+            scene.refuse_if_changed(since)
+        asked = len(web.requests)
+        web.fault = lambda _number: 403
+        scene.refuse_if_changed(since)  # it cannot say that the file is another one
+        assert len(web.requests) > asked
 
 
 def test_holes_of_a_finished_run_are_said_when_it_is_resumed(tmp_path):
